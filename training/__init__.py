@@ -1,0 +1,5 @@
+"""GRPO training of an RLM policy: TRL's `AsyncGRPOTrainer`, fed by verifiers episodes and served by vLLM.
+
+`training.train` is what `accelerate launch` runs. Importing this package imports neither torch nor TRL, so that the
+config files can be read and checked without them.
+"""
