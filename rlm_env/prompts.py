@@ -42,7 +42,7 @@ faster than a loop of single ones.{tools}
 - `llm_query(prompt: str) -> str`: the same for one prompt."""
 
 _RLM_BATCH = """\
-- `rlm_batch(prompts, contexts=None) -> list[str]`, `rlm_query(prompt, context=None) -> str`: like the above, but \
+- `rlm_batch(prompts, contexts=None) -> list[str]`, `rlm_query(prompt, context=None) -> str`: the same, but \
 each is handed to an assistant with a REPL of its own, in which its `context` is the variable `context`. \
 For parts that need work of several steps."""
 
