@@ -43,7 +43,7 @@ def python_blocks(reply: str) -> list[CodeBlock]:
             if opened["fence"][0] == "`" and "`" in info:
                 continue  # inline code such as ```x``` is not a fence (CommonMark 4.5)
             fence = opened["fence"]
-            language = re.split(r"[\s{,:]", info, maxsplit=1)[0].lower()
+            language = re.split(r"[\s{},:]", info.lstrip("{"), maxsplit=1)[0].lower()
             is_python = language in PYTHON_LANGUAGES
             lines = []
             continue
