@@ -126,14 +126,12 @@ def test_a_tokenizer_that_merges_line_breaks_is_refused():
     vocab = backend["model"]["vocab"]
     vocab["ĊĊ"] = len(vocab)
     backend["model"]["merges"].insert(0, ["Ċ", "Ċ"])
-    merging = TOKENIZER.__class__(
-        tokenizer_object=type(TOKENIZER.backend_tokenizer).from_str(json.dumps(backend))
-    )
+    merging = type(TOKENIZER)(tokenizer_object=Tokenizer.from_str(json.dumps(backend)))
     with pytest.raises(ValueError, match="line break"):
         PlainChatMLRenderer(merging)
 
 
-# --- the choice of a renderer --------------------------------------------------------------------------------
+# --- the choice of a renderer
 
 
 @pytest.fixture(scope="module")
