@@ -37,7 +37,7 @@ FLAGS = (
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 MISSING = (
     "the viewer's browser tests need Chromium and none was found (looked for: " + ", ".join(NAMES) + "). "
-    "Install it: on Debian and Ubuntu `apt-get update && apt-get install -y chromium`, then run the tests again."
+    "Install it: on Debian and Ubuntu `apt-get update && apt-get install -y chromium`, then run them again."
 )
 
 
@@ -131,7 +131,9 @@ class Page:
             self.dialogs.append(params["message"])
             self._count += 1
             self._socket.send(
-                json.dumps({"id": self._count, "method": "Page.handleJavaScriptDialog", "params": {"accept": True}})
+                json.dumps(
+                    {"id": self._count, "method": "Page.handleJavaScriptDialog", "params": {"accept": True}}
+                )
             )
 
     def open(self, url: str) -> None:

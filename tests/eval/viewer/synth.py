@@ -1,7 +1,7 @@
-"""Synthetic traces: real ``verifiers`` trace objects, with the records that the RLM harness leaves in them.
+"""Synthetic traces: real ``verifiers`` trace objects, with the records that the RLM harness adds.
 
-Everything is drawn from a seeded generator. ``python -m tests.eval.viewer.synth FOLDER --episodes 240`` writes
-a results folder as an evaluation does; the screenshots in ``docs/`` show such a folder.
+Everything is drawn from a seeded generator. ``python -m tests.eval.viewer.synth FOLDER --episodes 240``
+writes a results folder as an evaluation does; the screenshots in ``docs/`` show such a folder.
 """
 
 from __future__ import annotations
@@ -172,8 +172,9 @@ class Builder:
             call_id = f"{path}{kind}.{k}"
             seconds = self.rng.uniform(0.4, 4.0)
             record: dict[str, Any] = {
-                "id": call_id, "kind": "llm", "batch": number, "root_turn": turn, "request_ids": [], "turns": 0,
-                "tool_calls": 0, "prompt_tokens": 0, "completion_tokens": 0, "seconds": seconds, "error": None,
+                "id": call_id, "kind": "llm", "batch": number, "root_turn": turn, "request_ids": [],
+                "turns": 0, "tool_calls": 0, "prompt_tokens": 0, "completion_tokens": 0,
+                "seconds": seconds, "error": None,
             }  # fmt: skip
             if reply.startswith("!"):
                 record["error"] = reply[1:]
@@ -265,8 +266,8 @@ class Builder:
 
 def block(code: str, output: str = "", **fields: Any) -> dict[str, Any]:
     return {
-        "code": code, "output": output, "truncated_chars": 0, "error": None, "seconds": 0.01, "wait_seconds": 0.0,
-        "timed_out": False, "restarted": False, "lost": [], "restored": [], **fields,
+        "code": code, "output": output, "truncated_chars": 0, "error": None, "seconds": 0.01,
+        "wait_seconds": 0.0, "timed_out": False, "restarted": False, "lost": [], "restored": [], **fields,
     }  # fmt: skip
 
 
@@ -296,115 +297,146 @@ print(counts.most_common())
 answer["content"] = f"Label: {counts.most_common(1)[0][0]}"'''
 
 
+_LOOK = "print(type(context), len(context))\ncontext[:400]"
+_READY = 'answer["content"] = "Label: ham"\nanswer["ready"] = True'
+_LINES = (
+    "See you at eight then?",
+    "WINNER!! Claim your reward",
+    "ok lor, later",
+    "URGENT! Reply STOP to end",
+)
+_ERROR = """\
+Traceback (most recent call last):
+  File "<repl>", line 1
+NameError: name 'Countr' is not defined"""
+
+
+def fenced(code: str, prose: str = "") -> str:
+    return f"{prose}\n\n```python\n{code}\n```".lstrip()
+
+
 def oolong_rlm(seed: int | str, *, model: str = "gpt-5-mini", calls: int | None = None) -> dict[str, Any]:
     """An RLM episode of five turns: look, fan out, an error, an answer, the answer made ready."""
     rng = random.Random(f"oolong {seed}")
     size = calls or rng.choice([6, 12, 24, 32])
+    length = 2 ** rng.randrange(10, 20)
+    gold = rng.choice(["ham", "spam"])
     made = Builder(
         seed,
         prompt=rng.choice(_QUESTIONS),
         model=model,
         idx=rng.randrange(1000),
-        name=f"synth/spam/{2 ** rng.randrange(10, 20)}/{rng.randrange(1000)}",
-        answer="ham" if rng.random() < 0.5 else "spam",
+        name=f"synth/spam/{length}/{rng.randrange(1000)}",
+        answer=gold,
         answer_type="LABEL",
-        context_length=2 ** rng.randrange(10, 20),
+        context_length=length,
     )
-    head = "'Date: Jan 3, 2021 || User: 4711 || Instance: Congratulations, you have won a prize! Call now'"
+    seen = f"<class 'str'> {4 * length}\n'Date: Jan 3, 2021 || User: 4711 || Instance: {_LINES[1]} now'"
     made.rlm_turn(
-        "I start by looking at what `context` is.\n\n```python\nprint(type(context), len(context))\ncontext[:400]\n```",
-        [block("print(type(context), len(context))\ncontext[:400]", f"<class 'str'> 248913\n{head}")],
-        observation=f"[turn 1 of 30, 0.01 s]\n<class 'str'> 248913\n{head}",
+        fenced(_LOOK, "I start by looking at what `context` is."),
+        [block(_LOOK, seen)],
+        observation=f"[turn 1 of 30, 0.01 s]\n{seen}",
     )
-    exchanges = [
-        (
-            "Classify each line as spam or ham. Reply with one label a line.\n\n"
-            + "\n".join(f"Date: Jan {d % 28 + 1}, 2021 || User: {rng.randrange(9999)} || Instance: " + rng.choice(
-                ["See you at eight then?", "WINNER!! Claim your reward", "ok lor, later", "URGENT! Reply STOP to end"]
-            ) for d in range(40)),
-            "\n".join(rng.choice(["ham", "ham", "spam"]) for _ in range(40)),
-        )
-        for _ in range(size)
-    ]  # fmt: skip
+    exchanges = []
+    for _ in range(size):
+        lines = [
+            f"Date: Jan {day % 28 + 1}, 2021 || User: {rng.randrange(9999)} || Instance: {rng.choice(_LINES)}"
+            for day in range(40)
+        ]
+        labels = [rng.choice(["ham", "ham", "spam"]) for _ in lines]
+        ask = "Classify each line as spam or ham. Reply with one label a line.\n\n"
+        exchanges.append((ask + "\n".join(lines), "\n".join(labels)))
     if rng.random() < 0.3:
         exchanges[-1] = (exchanges[-1][0], "!rate limited (HTTP 429) after 5 attempts")
-    wait = rng.uniform(3, 9)
+    seen = f"({size * 40}, {size * 40})"
+    classify = block(_CLASSIFY, seen, seconds=0.04)
     made.rlm_turn(
-        "The lines need reading, not counting: each label is implied by its text. I split them into chunks of 40 "
-        "and let sub-LLMs classify them in parallel.\n\n```python\n" + _CLASSIFY + "\n```",
-        [block(_CLASSIFY, f"({size * 40}, {size * 40})", seconds=0.04, wait_seconds=wait)],
-        observation=f"[turn 2 of 30, 0.04 s, {wait:.1f} s waiting for sub-LLMs]\n({size * 40}, {size * 40})",
+        fenced(
+            _CLASSIFY,
+            "The lines need reading, not counting: each label is implied by its text. I split them into chunks "
+            "of 40 and let sub-LLMs classify them in parallel.",
+        ),
+        [classify],
+        observation=f"[turn 2 of 30, 0.04 s]\n{seen}",
         batch=("llm_batch", exchanges),
     )
-    trace = "Traceback (most recent call last):\n  File \"<repl>\", line 1\nNameError: name 'Countr' is not defined"
+    classify["wait_seconds"] = made.batches[-1]["seconds"]
     made.rlm_turn(
-        "```python\ncounts = Countr(labels)\n```",
-        [block("counts = Countr(labels)", trace, error="NameError")],
-        observation="[turn 3 of 30, 0.00 s]\n" + trace,
+        fenced("counts = Countr(labels)"),
+        [block("counts = Countr(labels)", _ERROR, error="NameError")],
+        observation=f"[turn 3 of 30, 0.00 s]\n{_ERROR}",
     )
-    out = f"[('ham', {size * 27}), ('spam', {size * 13})]"
+    seen = f"[('ham', {size * 27}), ('spam', {size * 13})]"
     made.rlm_turn(
-        "A slip. Also, replies may contain anything, so only the two labels count.\n\n```python\n"
-        + _FIX
-        + "\n```",
-        [block(_FIX, out)],
+        fenced(_FIX, "A slip. Also, replies may contain anything, so only the two labels count."),
+        [block(_FIX, seen)],
         answer=("Label: ham\n(checked against 40 lines by hand)", False),
-        observation="[turn 4 of 30, 0.01 s]\n" + out,
+        observation=f"[turn 4 of 30, 0.01 s]\n{seen}",
     )
-    last = 'answer["content"] = "Label: ham"\nanswer["ready"] = True'
-    made.rlm_turn(
-        "The margin is wide. Done.\n\n```python\n" + last + "\n```",
-        [block(last)],
-        answer=("Label: ham", True),
-    )
-    return made.finish(
-        reward=1.0 if made.trace.task.data.answer == "ham" else round(0.75 ** rng.randrange(1, 6), 4)
-    )
+    made.rlm_turn(fenced(_READY, "The margin is wide. Done."), [block(_READY)], answer=("Label: ham", True))
+    return made.finish(reward=1.0 if gold == "ham" else round(0.75 ** rng.randrange(1, 6), 4))
 
 
 def deep_rlm(seed: int | str, *, model: str = "gpt-5-mini") -> dict[str, Any]:
     """An RLM whose first turn starts two child RLMs, one of which makes sub-calls of its own."""
-    made = Builder(seed, task_type="DeepDiveTask", prompt="Which bridge did the architect of the old mill build?",
-                   model=model, name=f"qa_rl/{seed}", answer="The Harrow Bridge")  # fmt: skip
-    code = (
-        'found = rlm_batch(["Who was the architect?", "List the bridges"], [context, context])\nprint(found)'
+    made = Builder(
+        seed,
+        task_type="DeepDiveTask",
+        prompt="Which bridge did the architect of the old mill build?",
+        model=model,
+        name=f"qa_rl/{seed}",
+        answer="The Harrow Bridge",
     )
-    ids = made.rlm_turn(
-        "```python\n" + code + "\n```",
-        [block(code, "['Ada Finch', 'Harrow Bridge, Low Bridge']", wait_seconds=8.0)],
-        observation="['Ada Finch', 'Harrow Bridge, Low Bridge']",
-        batch=("rlm_batch", [("Who was the architect?", ""), ("List the bridges", "")]),
+
+    def step(code: str, output: str = "", **fields: Any) -> list[str]:
+        seen = None if fields.get("answer") else output
+        return made.rlm_turn(fenced(code), [block(code, output)], observation=seen, **fields)
+
+    questions = [("Who was the architect?", ""), ("List the bridges", "")]
+    ids = step(
+        'found = rlm_batch(["Who was the architect?", "List the bridges"], [context] * 2)\nprint(found)',
+        "['Ada Finch', 'Harrow Bridge, Low Bridge']",
+        batch=("rlm_batch", questions),
     )
     first = made.child(ids[0])
-    made.rlm_turn("```python\nllm_query('architect of the mill?')\n```", [block("llm_query('architect of the mill?')", "'Ada Finch'")],
-                  observation="'Ada Finch'", batch=("llm_query", [("architect of the mill?", "Ada Finch")]), path=first)  # fmt: skip
-    made.rlm_turn("```python\nanswer.update(content='Ada Finch', ready=True)\n```",
-                  [block("answer.update(content='Ada Finch', ready=True)")], answer=("Ada Finch", True), path=first)  # fmt: skip
-    second = made.child(ids[1])
-    made.rlm_turn("Nothing found.", [], answer=("", False), path=second)
-    made.rlm_turn("```python\nanswer.update(content='The Harrow Bridge', ready=True)\n```",
-                  [block("answer.update(content='The Harrow Bridge', ready=True)")], answer=("The Harrow Bridge", True))  # fmt: skip
+    question = ("llm_query", [("architect of the mill?", "Ada Finch")])
+    step("llm_query('architect of the mill?')", "'Ada Finch'", batch=question, path=first)
+    step("answer.update(content='Ada Finch', ready=True)", answer=("Ada Finch", True), path=first)
+    made.rlm_turn("Nothing found.", [], path=made.child(ids[1]))
+    bridge = "The Harrow Bridge"
+    step(f"answer.update(content={bridge!r}, ready=True)", answer=(bridge, True))
     return made.finish(reward=1.0)
 
 
-def chat(seed: int | str, *, reward: float | None = None, model: str = "gpt-5-mini", task_type: str = "MathPythonTask",
-         error: tuple[str, str] | None = None, stop: str = "agent_completed", **data: Any) -> dict[str, Any]:  # fmt: skip
+def chat(
+    seed: int | str,
+    *,
+    reward: float | None = None,
+    model: str = "gpt-5-mini",
+    error: tuple[str, str] | None = None,
+    stop: str = "agent_completed",
+    **data: Any,
+) -> dict[str, Any]:
     """A trace of another harness: a tool call and a reply, no ``info["rlm"]``."""
     rng = random.Random(f"chat {seed}")
     a, b = rng.randrange(100, 999), rng.randrange(100, 999)
-    made = Builder(seed, task_type=task_type, prompt=f"What is {a} times {b}? Put the result in \\boxed{{}}.",
-                   model=model, harness="null", idx=rng.randrange(1000), answer=str(a * b), **data)  # fmt: skip
+    data.setdefault("prompt", f"What is {a} times {b}? Put the result in \\boxed{{}}.")
+    made = Builder(
+        seed,
+        task_type="MathPythonTask",
+        model=model,
+        harness="null",
+        idx=rng.randrange(1000),
+        answer=str(a * b),
+        **data,
+    )
     user = made.say(None, UserMessage(content=made.trace.task.data.prompt))
     if error is None:
         call = ToolCall(id="call_1", name="python", arguments=json.dumps({"code": f"print({a} * {b})"}))
         asked = made.sample(user, AssistantMessage(content="", tool_calls=[call]), None, 1.1)
         told = made.say(asked, ToolMessage(tool_call_id="call_1", name="python", content=f"{a * b}\n"))
-        made.sample(
-            told,
-            AssistantMessage(content=f"The product is \\boxed{{{a * b}}}.", reasoning_content="Easy."),
-            None,
-            0.9,
-        )
+        final = AssistantMessage(content=f"It is \\boxed{{{a * b}}}.", reasoning_content="Easy.")
+        made.sample(told, final, None, 0.9)
     return made.finish(reward=reward, stop=stop, error=error)
 
 
