@@ -3,8 +3,8 @@
 The idea of GRPO (arXiv 2402.03300): the episodes of one task are each other's baseline. The invariant here is
 that **only valid episodes take part**. An episode that failed for reasons of infrastructure (`ep.ok` false, a
 rollout deadline, no reward) is no bad answer: it gets no advantage, and it does not move the mean that the
-others are measured against. A group that then carries no signal is dropped, and every drop has a name, so that
-it can be counted.
+others are measured against. A group that then carries no signal is dropped, and every drop has a name, so
+that it can be counted.
 
 Not covered: which tokens an advantage falls on, and with what weight (`training.samples`).
 """
@@ -37,7 +37,8 @@ class GroupAdvantages:
     """What the rewards of a group amount to. `G` is the number of episodes that were started."""
 
     advantages_G: tuple[float | None, ...]
-    """One per episode in the order given; None for an invalid episode, and for all when the group is dropped."""
+    """One per episode in the order given; None for an invalid episode, and for all when the group is
+    dropped."""
     drop: GroupDrop | None
     """Why the group is dropped; None when it is kept."""
     valid: int

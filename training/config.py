@@ -9,8 +9,8 @@ error that names the nearest right one, at any depth, the taskset's and the harn
 Every size that decides about deadlock or memory is here in one place, and `TrainConfig` checks that the sizes
 agree (see its validators) before a server is started for them.
 
-Not covered: the settings of the vLLM server (`training.server.VLLMConfig`), of the harness
-(`rlm_env.config`) and of the tasksets.
+Not covered: the settings of the server, the weight transfer and the parity check (with their modules), of the
+harness (`rlm_env.config`) and of the tasksets.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import copy
 import difflib
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import verifiers.v1 as vf
 from pydantic import Field, SerializeAsAny, ValidationError, model_validator
@@ -30,7 +30,9 @@ from verifiers.v1.configs.cli.env import narrowed_env_annotation, resolve_env_fi
 from verifiers.v1.configs.select import SelectConfig
 from verifiers.v1.envs.single_agent import SingleAgentEnvConfig
 
+from training.parity import ParityConfig
 from training.server import VLLMConfig
+from training.weight_sync import WeightSyncConfig
 
 
 class ModelConfig(BaseConfig):
@@ -38,10 +40,11 @@ class ModelConfig(BaseConfig):
 
     path: str = ""
     """Checkpoint directory or hub name. Must be set."""
-    revision: str | None = None
-    """Revision of a hub model; None takes the newest."""
+    served_name: str = "policy"
+    """The name that the server knows the policy by."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the trainer's master weights. float32 keeps small updates; `precision.bf16` computes in bf16."""
+    """Type of the trainer's master weights. float32 keeps small updates; `precision.bf16` computes in
+    bf16."""
     renderer: RendererConfig | None = None
     """How messages become tokens on the way to vLLM. None picks the one that is proven to keep a conversation
     in one training row (`training.renderer.renderer_config_for`)."""
@@ -116,8 +119,8 @@ class BatchConfig(BaseConfig):
     accumulation: int = Field(1, ge=1)
     """Micro-batches per step."""
     token_budget: int | None = Field(None, ge=1)
-    """Most tokens that one process forwards at a time; set, it bounds memory, and `rows_per_device` becomes an
-    estimate. Tokens shared by several rows count once. None packs `rows_per_device` rows."""
+    """Most tokens that one process forwards at a time; set, it bounds memory, and `rows_per_device` becomes
+    an estimate. Tokens shared by several rows count once. None packs `rows_per_device` rows."""
     max_row_tokens: int | None = Field(None, ge=1)
     """Rows longer than this are left out and counted. None takes `token_budget`, or no limit."""
 
@@ -140,9 +143,8 @@ class PrecisionConfig(BaseConfig):
     """Compute in bfloat16 under autocast."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass."""
-    attention: Literal["auto", "portable", "fa3"] = "auto"
-    """Attention over the packed rows: TRL's Flash-Attention-3 kernel (Hopper, fetched from a hub), or the
-    portable one of `training.attention`. `auto` takes the kernel where it is there."""
+    attention: Literal["auto", "fa3", "varlen", "segments"] = "auto"
+    """Attention over the packed rows, see `training.attention`; `auto` takes the fastest that works here."""
 
 
 class RolloutConfig(BaseConfig):
@@ -150,7 +152,7 @@ class RolloutConfig(BaseConfig):
 
     max_staleness: int = Field(1, ge=0)
     """A row is used only while the policy is at most this many versions ahead of the one that its episode
-    started with. 0 is on-policy but for the one micro-batch that accelerate fetches ahead."""
+    started with. 0 is on-policy."""
     max_concurrent: int = Field(64, ge=1)
     """Episodes in flight."""
     episode_seconds: float = Field(600.0, gt=0)
@@ -179,21 +181,6 @@ class TracesConfig(BaseConfig):
     """A part is closed at this size."""
     max_parts: int = Field(32, ge=1)
     """Older parts are deleted."""
-
-
-class WeightSyncConfig(BaseConfig):
-    """How the trainer's weights reach the server after every step."""
-
-    backend: Literal["auto", "file", "nccl"] = "auto"
-    """`file`: through a directory that the server can read (CPU, shared disks). `nccl`: TRL's transfer between
-    GPUs. `auto`: nccl on CUDA with an attached or own server, else file."""
-    directory: Path | None = None
-    """Where the file transfer writes; None takes `<output>/weights`. With a server on another machine it has to
-    be a shared directory with the same path on both."""
-    parity_tokens: int = Field(64, ge=0)
-    """Tokens on which server and trainer are compared after the first sync; 0 skips the check."""
-    parity_tolerance: float | None = Field(None, gt=0)
-    """Largest difference of log-probabilities that passes, in nats; None takes 1e-3 in float32, 0.2 otherwise."""
 
 
 class EvalConfig(BaseConfig):
@@ -256,7 +243,8 @@ class TrainConfig(BaseConfig):
     env: SerializeAsAny[vf.EnvConfig] = Field(default_factory=SingleAgentEnvConfig)
     """verifiers' environment: `[env.taskset]`, `[env.agent.harness]`, `[env.agent.runtime]`."""
     select: SelectConfig = SelectConfig()
-    """Which of the taskset's tasks are trained on; `shuffle` is not needed, the order is drawn from `run.seed`."""
+    """Which of the taskset's tasks are trained on; `shuffle` is not needed, the order is drawn from
+    `run.seed`."""
     sampling: SamplingConfig = SamplingConfig()
     """Sampling."""
     grpo: GRPOConfig = GRPOConfig()
@@ -271,10 +259,12 @@ class TrainConfig(BaseConfig):
     """Episodes."""
     traces: TracesConfig = TracesConfig()
     """Saved episodes."""
-    server: VLLMConfig = VLLMConfig()
-    """The vLLM server: started by the run, or attached by URL."""
-    sync: WeightSyncConfig = WeightSyncConfig()
+    vllm: VLLMConfig = VLLMConfig()
+    """The policy server: started by the run, or attached by URL."""
+    weight_sync: WeightSyncConfig = WeightSyncConfig()
     """Weights to the server."""
+    parity: ParityConfig = ParityConfig()
+    """The comparison of server and trainer after the first weight sync."""
     eval: EvalConfig = EvalConfig()
     """Held-out evaluation."""
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -311,14 +301,14 @@ class TrainConfig(BaseConfig):
         budget, limit = self.batch.token_budget, self.batch.max_row_tokens
         if budget is not None and limit is not None and limit > budget:
             raise ValueError(
-                f"batch.max_row_tokens ({limit}) is above batch.token_budget ({budget}): rows between the two "
-                "would be dropped by the packer. Lower max_row_tokens or raise token_budget."
+                f"batch.max_row_tokens ({limit}) is above batch.token_budget ({budget}): rows between the "
+                "two would be dropped by the packer. Lower max_row_tokens or raise token_budget."
             )
         for role, agent in vf_agents(self.env).items():
             if agent.sampling is not None and agent.sampling.model_dump(exclude_unset=True):
                 raise ValueError(
-                    f"env.{role}.sampling is set: training samples by [sampling], at the temperature that the "
-                    "trainer scores at. Move the values there."
+                    f"env.{role}.sampling is set: training samples by [sampling], at the temperature that "
+                    "the trainer scores at. Move the values there."
                 )
         return self
 
@@ -332,43 +322,55 @@ def _unknown_key_messages(
     cls: type[TrainConfig], data: dict[str, Any], unknown: list[tuple[int | str, ...]], handler: Any
 ) -> list[str]:
     """One message per unknown key. The right names are read off the configuration without those keys, since
-    which class a plugin's section has is known only once its id is resolved."""
+    which class a plugin's section has is known only once its id is resolved; where that has other faults, off
+    the defaults."""
     for loc in unknown:
         parent: Any = data
         for key in loc[:-1]:
-            parent = parent[key] if isinstance(parent, dict) and key in parent else None
+            parent = parent.get(key) if isinstance(parent, dict) else None
         if isinstance(parent, dict):
             parent.pop(loc[-1], None)
     try:
         known: Any = handler(data)
-    except (ValidationError, ValueError):
+    except ValidationError:
         known = None
     messages = []
     for loc in unknown:
-        node = known
-        for key in loc[:-1]:
+        node: Any = known
+        fields = cls.model_fields
+        if node is None and len(loc) > 1 and str(loc[0]) in fields:
+            node = fields[str(loc[0])].get_default(call_default_factory=True)
+            path = loc[1:-1]
+        else:
+            path = loc[:-1]
+        for key in path:
             node = getattr(node, str(key), None)
-        fields = sorted(type(node).model_fields) if isinstance(node, BaseConfig) else []
-        if node is None and len(loc) == 1:
-            fields = sorted(cls.model_fields)
-        near = difflib.get_close_matches(str(loc[-1]), fields, n=1, cutoff=0.0)
+        if isinstance(node, BaseConfig):
+            fields = type(node).model_fields
+        elif len(loc) > 1:
+            fields = {}
+        near = difflib.get_close_matches(str(loc[-1]), list(fields), n=1, cutoff=0.0)
         place = ".".join(map(str, loc))
         best = ".".join([*map(str, loc[:-1]), near[0]]) if near else None
         messages.append(f"unknown setting {place!r}" + (f"; did you mean {best!r}?" if best else ""))
     return messages
 
 
-def load_config(argv: list[str] | None = None) -> TrainConfig:
+ConfigT = TypeVar("ConfigT", bound=TrainConfig)
+
+
+def load_config(argv: list[str] | None, cls: type[ConfigT]) -> ConfigT:
     """The run's configuration from a command line: `@ file.toml` and dotted overrides.
 
     Args:
         argv: arguments without the program's name; None takes those of the process, and then errors are
             printed in a box and end the process, as in verifiers' own commands.
+        cls: `TrainConfig`, or a subclass with more settings.
 
     Raises:
         ConfigFileError: with `argv` given, on any error in files, flags or values.
     """
     if argv is not None:
-        return cli(narrow_config(TrainConfig, list(argv)), args=list(argv))
+        return cli(narrow_config(cls, list(argv)), args=list(argv))
     with plugin_errors():
-        return cli(narrow_config(TrainConfig, sys.argv[1:]))
+        return cli(narrow_config(cls, sys.argv[1:]))

@@ -18,16 +18,16 @@ too, with the advantage of their episode, since root and sub-LLMs are one policy
 
 Weighting (`weighting`). TRL's loss of a micro-batch is `-(1/N) * sum_t min(r_t A_t, clip(r_t) A_t)` over its
 `N` trained tokens, `r_t` the importance ratio. The term is positively homogeneous in `A_t`: with `w > 0`,
-`min(r w A, clip(r) w A) = w min(r A, clip(r) A)`. So a weight on a token's loss can ride on its advantage, and
-it is exact, clipping included.
+`min(r w A, clip(r) w A) = w min(r A, clip(r) A)`. So a weight on a token's loss can ride on its advantage,
+and it is exact, clipping included.
 
 - `"token"`: `A_t = A`, the episode's advantage. Every token counts the same, so an episode weighs in
   proportion to its trained tokens, and one with many sub-calls outweighs the others.
 - `"episode"`: `A_t = A * R / E`, with `E` the trained tokens of that episode over all of its rows and `R` one
   number for the whole run. An episode's weights then sum to `sum_t |A_t| / N = |A| R / N`, whatever it
   sampled: equal for all episodes of a micro-batch. (The rows of an episode may fall into several
-  micro-batches; then `1/N` is that of each, which is TRL's own normalisation.) `R` scales all gradients alike,
-  which Adam does not see but gradient clipping does, so it is the mean `E` of the first trained group.
+  micro-batches; then `1/N` is that of each, which is TRL's own normalisation.) `R` scales all gradients
+  alike, which Adam does not see but gradient clipping does, so it is the mean `E` of the first trained group.
 
 By hand. Episode a has a root conversation with 3 sampled tokens and two sub-LLM conversations with 2 and 1;
 episode b has a root conversation with 2. Rewards 1 and 0, so the advantages are 1/2 and -1/2; credit
@@ -177,8 +177,9 @@ def _node_arrays(node: graph.MessageNode) -> tuple[list[int], list[bool], list[f
         )
     if len(ids) != len(mask) or len(node.logprobs) != sum(mask):
         raise TraceTokensError(
-            f"a {node.message.role} message has {len(ids)} ids, {len(mask)} mask values, {sum(mask)} sampled "
-            f"tokens and {len(node.logprobs)} log-probabilities; ids and mask must match, as must the last two"
+            f"a {node.message.role} message has {len(ids)} ids, {len(mask)} mask values, {sum(mask)} "
+            f"sampled tokens and {len(node.logprobs)} log-probabilities; the first two must be equal, and "
+            "the last two"
         )
     values = iter(node.logprobs)
     return ids, mask, [next(values) if sampled else 0.0 for sampled in mask]

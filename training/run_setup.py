@@ -1,0 +1,171 @@
+"""From the run's configuration to what TRL, accelerate and W&B want, and back to files of the run.
+
+Kept apart from `training.train` so that that file shows the algorithm only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from transformers import Trainer
+from transformers.trainer_callback import PrinterCallback
+from trl.experimental.async_grpo import AsyncGRPOConfig
+
+from training.callbacks import STATE_FILE, complete_checkpoints, write_json
+from training.config import TrainConfig
+
+
+class PhaseClock:
+    """Wall-clock seconds of the run's phases."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Times the block, also when it raises."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(time.monotonic() - began, 3)
+
+
+class ResumeError(ValueError):
+    """The checkpoint to go on from is not there, or the run's directory is not free."""
+
+
+def resume_checkpoint(config: TrainConfig) -> Path | None:
+    """The checkpoint that `checkpoint.resume` names, or None for a new run.
+
+    Raises:
+        ResumeError: it does not exist or is not complete, or a new run would write over an old one's
+            checkpoints.
+    """
+    run_dir, wanted = config.run.directory, config.checkpoint.resume
+    complete = complete_checkpoints(run_dir)
+    if wanted is None:
+        if complete and not config.run.overwrite:
+            raise ResumeError(
+                f"{run_dir} holds checkpoints of an earlier run (the last: {complete[-1].name}): set "
+                "checkpoint.resume = 'last' to go on, run.overwrite = true to start anew, or another run.name"
+            )
+        return None
+    if wanted == "last":
+        if not complete:
+            raise ResumeError(f"checkpoint.resume = 'last', but {run_dir} has no complete checkpoint")
+        return complete[-1]
+    path = Path(wanted)
+    if not (path / STATE_FILE).is_file():
+        raise ResumeError(f"checkpoint.resume: {path} is no complete checkpoint (it has no {STATE_FILE})")
+    return path
+
+
+def rollout_state(checkpoint: Path | None) -> dict[str, Any]:
+    """What the rollouts of `checkpoint` had come to; empty for a new run."""
+    if checkpoint is None:
+        return {}
+    return json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+
+
+def prepare_directory(config: TrainConfig, resume: Path | None) -> None:
+    """Makes the run's directory and writes the resolved configuration; clears it for a new run. Main
+    process."""
+    run_dir = config.run.directory
+    (run_dir / "logs").mkdir(parents=True, exist_ok=True)
+    if resume is None:
+        for old in run_dir.glob("checkpoint-*"):
+            shutil.rmtree(old)
+        for name in ("rollouts", "weights", "final", "eval_before", "eval_after"):
+            shutil.rmtree(run_dir / name, ignore_errors=True)
+        for name in ("metrics.jsonl", "summary.json"):
+            (run_dir / name).unlink(missing_ok=True)
+    write_json(run_dir / "config.json", config.model_dump(mode="json"))
+
+
+def prepare_reporting(config: TrainConfig) -> None:
+    """W&B's project and directory; offline when there is no key, so that a run never waits at a prompt."""
+    if "wandb" not in config.run.report_to:
+        return
+    os.environ.setdefault("WANDB_PROJECT", config.run.project)
+    os.environ.setdefault("WANDB_DIR", str(config.run.directory))
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    has_key = "WANDB_API_KEY" in os.environ or (
+        netrc.is_file() and "wandb" in netrc.read_text(errors="ignore")
+    )
+    if not has_key:
+        os.environ.setdefault("WANDB_MODE", "offline")
+
+
+def trainer_arguments(config: TrainConfig) -> AsyncGRPOConfig:
+    """TRL's arguments. Making them joins the process group of the launcher."""
+    batch, optim, precision = config.batch, config.optim, config.precision
+    cpu = precision.device == "cpu" or not torch.cuda.is_available()
+    return AsyncGRPOConfig(
+        output_dir=str(config.run.directory),
+        run_name=config.run.name,
+        seed=config.run.seed,
+        report_to=list(config.run.report_to),
+        disable_tqdm=True,
+        logging_steps=1,
+        # steps and rows
+        max_steps=batch.steps,
+        per_device_train_batch_size=batch.rows_per_device,
+        gradient_accumulation_steps=batch.accumulation,
+        token_budget=batch.token_budget if batch.token_budget is not None else -1,
+        # objective
+        num_generations=config.grpo.group_size,
+        temperature=config.sampling.temperature,
+        epsilon=config.grpo.clip_low,
+        epsilon_high=config.grpo.clip_high,
+        # optimizer
+        optim="adamw_torch",
+        learning_rate=optim.lr,
+        lr_scheduler_type=optim.schedule,
+        warmup_steps=optim.warmup_steps,
+        weight_decay=optim.weight_decay,
+        adam_beta1=optim.beta1,
+        adam_beta2=optim.beta2,
+        max_grad_norm=optim.max_grad_norm,
+        # device and memory
+        use_cpu=cpu,
+        ddp_backend="gloo" if cpu and "WORLD_SIZE" in os.environ else None,
+        # The other ranks wait while the main process starts the server and evaluates.
+        ddp_timeout=int(config.vllm.startup_seconds) + 7200,
+        bf16=precision.bf16,
+        gradient_checkpointing=precision.gradient_checkpointing,
+        dtype=config.model.dtype,
+        trust_remote_code=config.model.trust_remote_code,
+        # rollouts
+        max_staleness=config.rollout.max_staleness,
+        weight_sync_steps=1,
+        heartbeat_stale_after_s=config.rollout.stale_seconds,
+        # checkpoints; deleting old ones is CheckpointCallback's, after the new one is complete
+        save_strategy="steps",
+        save_steps=config.checkpoint.every_steps,
+        save_total_limit=None,
+    )
+
+
+def share(value: str | None) -> str:
+    """The main process's value, on every rank."""
+    values: list[str | None] = [value]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        broadcast_object_list(values, from_process=0)
+    assert values[0] is not None
+    return values[0]
+
+
+def quiet(trainer: Trainer) -> None:
+    """Takes away the printing of whole log dicts: `ProgressCallback` prints a line, `metrics.jsonl` has the
+    rest."""
+    trainer.remove_callback(PrinterCallback)

@@ -1,0 +1,216 @@
+"""GRPO training of an RLM policy; this file is the algorithm, top to bottom.
+
+    accelerate launch --config_file configs/accelerate/cpu.yaml -m training.train @
+    configs/train/quickstart_cpu.toml torchrun --nproc_per_node 2 -m training.train @ FILE.toml
+    --precision.device cpu
+
+What runs where: the main process (rank 0) owns the vLLM server, the rollout process and the weight sync;
+every rank trains. Invariants: whatever ends the run, no process is left and complete checkpoints stay
+complete; `summary.json` says how it ended.
+
+Nothing heavy is imported at the top: the rollout process is spawned from here and so imports this file again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from training.config import TrainConfig, load_config
+
+if TYPE_CHECKING:
+    from training.evaluate import EvalResult
+    from training.policy_server import ServedPolicy
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """One run; returns its summary, which the main process also writes to `<run>/summary.json`.
+
+    Summary: `ended` (finished, stopped by ..., failed: ...), `steps`, `policy_version`, `seconds` by phase,
+    `reward_curve` as [step, mean reward], `parity_max_abs_diff` in nats, `checkpoint` (the last complete
+    one), and with `[eval]` `reward_before`, `reward_after`, `n_eval`.
+
+    Raises:
+        VLLMServerError: the server did not start or died; the message has the end of its log.
+        ParityError: server and trainer disagree after the first sync.
+        RolloutProcessDied: episodes cannot be made; the message has the last error.
+    """
+    from training.callbacks import (
+        CheckpointCallback,
+        ProgressCallback,
+        StopCallback,
+        StopSignal,
+        complete_checkpoints,
+        write_json,
+    )
+    from training.policy_server import serve_policy
+    from training.rollout_worker import RolloutWorker, StopRequested
+    from training.run_setup import (
+        PhaseClock,
+        prepare_directory,
+        prepare_reporting,
+        quiet,
+        resume_checkpoint,
+        rollout_state,
+        share,
+        trainer_arguments,
+    )
+    from training.trl_seams import build_trainer
+    from training.vllm_admin import VLLMAdmin
+    from training.weight_sync import make_weight_transfer
+
+    stop = StopSignal()
+    stop.install()
+    clock = PhaseClock()
+    run_dir = config.run.directory
+    resume = resume_checkpoint(config)
+    state = rollout_state(resume)
+    prepare_reporting(config)
+    args = trainer_arguments(config)  # joins the process group
+    main = args.process_index == 0
+    if main:
+        prepare_directory(config, resume)
+    summary: dict[str, Any] = {"ended": "failed", "world_size": args.world_size, "seconds": clock.seconds}
+    served: ServedPolicy | None = None
+
+    with contextlib.ExitStack() as stack:
+        if main:
+            stack.callback(lambda: write_json(run_dir / "summary.json", summary))
+        try:
+            # 1. A policy server with the weights that training starts from.
+            if main:
+                with clock.phase("server_start"):
+                    served = stack.enter_context(serve_policy(config))
+                if config.eval.at_start and resume is None:
+                    with clock.phase("eval_before"):
+                        summary |= measure(config, served, "before")
+            server_url = share(served.server.url if served else None)
+            args.vllm_server_base_url = server_url
+
+            # 2. A process that makes episodes and turns them into rows.
+            worker = weight_transfer = None
+            if served is not None:
+                worker = RolloutWorker(
+                    config,
+                    base_url=served.base_url,
+                    model_name=served.model_name,
+                    renderer=served.renderer,
+                    processes=args.world_size,
+                    done_steps=state.get("step", 0),
+                    state=state,
+                    health_checks=[served.server.watch],
+                    # With several ranks the others wait for the same rows, so the step at hand is finished.
+                    stop_requested=lambda: stop.requested and args.world_size == 1,
+                )
+                stack.callback(worker.stop)
+                weight_transfer = make_weight_transfer(
+                    config.weight_sync,
+                    model=config.model.path,
+                    server_url=server_url,
+                    output_dir=run_dir,
+                    device=args.device.type,
+                    api_key=config.vllm.api_key,
+                )
+
+            # 3. TRL's trainer takes rows from there and sends weights to the server.
+            progress = ProgressCallback(run_dir)
+            checkpoints = CheckpointCallback(
+                run_dir, worker.state if worker else None, config.checkpoint.keep
+            )
+            stopping = StopCallback(stop)
+            trainer = build_trainer(
+                config.model.path,
+                args,
+                rollout_worker=worker,  # type: ignore[arg-type]  # unused off the main process
+                weight_transfer=weight_transfer,
+                callbacks=[progress, checkpoints, stopping],
+                attention=config.precision.attention,
+                parity=config.parity,
+                server=VLLMAdmin(server_url, api_key=config.vllm.api_key),
+                served_model=config.model.served_name,
+            )
+            quiet(trainer)
+            if args.world_size > 1:
+                stopping.reduce_sum = lambda tensor: trainer.accelerator.reduce(tensor, reduction="sum")
+            if resume is not None:
+                # The first sync then publishes the version that the checkpoint had.
+                trainer.model_version = state["model_version"] - 1
+
+            # 4. A step: fresh enough rows -> clipped loss -> weights to the server -> the next version.
+            stop.armed = True
+            try:
+                with clock.phase("training"):
+                    trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+            except StopRequested:
+                # Raised between two steps; what the unfinished one had accumulated is thrown away.
+                step = trainer.state.global_step
+                if step > state.get("step", 0) and run_dir / f"checkpoint-{step}" not in complete_checkpoints(
+                    run_dir
+                ):
+                    trainer._save_checkpoint(trainer.model, trial=None)
+                    checkpoints.complete(step)
+            finally:
+                stop.armed = False
+                summary |= {
+                    "steps": trainer.state.global_step,
+                    "policy_version": trainer.model_version,
+                    "reward_curve": [[log["step"], log.get("reward")] for log in progress.history],
+                    "checkpoint": next(map(str, reversed(complete_checkpoints(run_dir))), None),
+                }
+                if trainer.parity_report is not None:
+                    summary["parity_max_abs_diff"] = trainer.parity_report.max_abs_diff
+            by = stop.reason or "another rank"
+            summary["ended"] = f"stopped by {by}" if stop.requested else "finished"
+
+            # 5. The trained policy on the same held-out tasks; the server has it since the last sync.
+            if not stop.requested:
+                trainer.save_model(str(run_dir / "final"))
+                if served is not None and config.eval.at_end:
+                    with clock.phase("eval_after"):
+                        summary |= measure(config, served, "after")
+        except KeyboardInterrupt:
+            summary["ended"] = f"interrupted by {stop.reason}"
+            raise
+        except Exception as error:
+            summary["ended"] = f"failed: {type(error).__name__}: {error}"
+            if served is not None:
+                time.sleep(1.0)  # a server that is dying closes its connections before it is gone
+                served.server.watch()  # raises with the end of the log when it is dead, the true cause
+            raise
+    return summary
+
+
+def measure(config: TrainConfig, served: ServedPolicy, when: str) -> dict[str, Any]:
+    """Evaluates the served policy; what goes into the summary. Writes `<run>/eval_<when>/`."""
+    from training.evaluate import evaluate
+
+    result: EvalResult = asyncio.run(
+        evaluate(
+            config,
+            base_url=served.base_url,
+            model_name=served.model_name,
+            renderer=served.renderer,
+            output=config.run.directory / f"eval_{when}",
+        )
+    )
+    note = f" ({result.left_out} left out)" if result.left_out else ""
+    print(f"{when} training: reward {result.mean_reward:.3f} over {result.n} episodes{note}", flush=True)
+    return {f"reward_{when}": result.mean_reward, "n_eval": result.n}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line; 0 when the run finished or was stopped in order."""
+    config = load_config(argv, TrainConfig)
+    try:
+        train(config)
+    except KeyboardInterrupt as interrupt:
+        print(f"stopped: {interrupt}", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
