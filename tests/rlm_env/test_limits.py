@@ -25,7 +25,9 @@ async def test_turn_limit_keeps_the_answer_and_warns_before():
 
 
 async def test_root_token_limit():
-    reply = Reply(content=fence("1"), usage={"prompt_tokens": 10, "completion_tokens": 60})
+    reply = Reply(
+        content=fence("1"), usage={"prompt_tokens": 10, "completion_tokens": 60, "total_tokens": 70}
+    )
     trace, _ = await episode(script(reply), limits={"max_root_tokens": 100})
     assert trace.stop_condition == "max_root_tokens"
     assert trace.metrics["root_turns"] == 2
@@ -33,7 +35,7 @@ async def test_root_token_limit():
 
 
 async def test_sub_token_limit():
-    sub = Reply(content="x", usage={"prompt_tokens": 5, "completion_tokens": 50})
+    sub = Reply(content="x", usage={"prompt_tokens": 5, "completion_tokens": 50, "total_tokens": 55})
     code = (
         "n = 0\ntry:\n    while True:\n        llm_query('[sub] x')\n        n += 1\n"
         "except SubCallLimitError as e:\n    print(n, e)"

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.fakes import Reply, ToolCall
-from tests.fakes.policies import fence, finish, script
+from tests.fakes.policies import fence, finish, script, sequence
 from tests.rlm_env.episodes import demo, episode, observations, root_branches, turns
 
 
@@ -212,7 +212,7 @@ async def test_several_user_turns_keep_the_repl(channel):
 
 
 async def test_folding_drops_old_turns_and_keeps_the_data():
-    policy = script(
+    policy = sequence(  # by request: folding changes how many replies a conversation holds
         fence("a = 'old'\nprint('first output')"),
         fence("print('second output')"),
         fence("fold(1, 'a holds old')"),
