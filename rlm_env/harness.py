@@ -30,7 +30,7 @@ from verifiers.v1.trace import Trace
 from verifiers.v1.types import Messages as VfMessages
 
 from rlm_env.baseline import BaselineChat
-from rlm_env.calls import ModelCalls
+from rlm_env.calls import ModelCalls, SessionLease
 from rlm_env.config import Messages, RLMHarnessConfig
 from rlm_env.limits import LIMIT_REASONS, Ledger, StopReason
 from rlm_env.loop import ModelFailure, RLMNode
@@ -117,7 +117,9 @@ class Episode:
         self.recorder = Recorder(self.config.scaffold)
         self.ledger = Ledger.root(self.config.limits)
         self.deadline: float | None = None
+        self._lease: SessionLease | None = SessionLease.take()
         self.calls = ModelCalls(
+            session=self._lease.session,
             endpoint=session.endpoint.rstrip("/"),
             secret=session.secret,
             model=session.ctx.model,
@@ -246,6 +248,9 @@ class Episode:
             await self.root.close()
         if self.toolbox is not None:
             await self.toolbox.close()
+        if self._lease is not None:
+            lease, self._lease = self._lease, None
+            await lease.release()
 
     # --- the REPL ---
 

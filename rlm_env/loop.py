@@ -150,11 +150,12 @@ class RLMNode:
         note = context_note(describe(self.context), sorted(self.context_files))
         if note and self.head:
             *before, task = self.head
-            text = task["content"] if isinstance(task["content"], str) else None
-            if text is not None:
-                self.head = [*before, {**task, "content": f"{text}\n\n{note}"}]
+            content = task["content"]
+            if isinstance(content, str):
+                content = f"{content}\n\n{note}"
             else:
-                self.head = [*before, {**task, "content": [*task["content"], {"type": "text", "text": note}]}]
+                content = [*content, {"type": "text", "text": note}]
+            self.head = [*before, {**task, "content": content}]
 
     async def close(self) -> None:
         if self.repl is not None:

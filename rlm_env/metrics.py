@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -166,7 +167,7 @@ class Recorder:
         answer_ready: bool,
         retries: int,
         tool_calls: Counter[str],
-        tool_seconds: Counter[str],
+        tool_seconds: Mapping[str, float],
         tool_errors: Counter[str],
     ) -> dict[str, float]:
         """The flat metrics of the episode. ``root_*`` is the root's conversation alone; ``sub_*`` is all

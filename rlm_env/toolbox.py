@@ -14,7 +14,7 @@ import inspect
 import itertools
 import textwrap
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -74,7 +74,7 @@ class Toolbox:
     worker_functions: list[FunctionSpec] = field(default_factory=list)
     calls: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
-    seconds: Counter[str] = field(default_factory=Counter)
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack, repr=False)
 
     @classmethod
@@ -243,7 +243,8 @@ def _schema(function: Callable[..., Any]) -> dict[str, Any]:
     """A JSON schema of the function's parameters, by pydantic."""
     from pydantic import TypeAdapter
 
-    schema = TypeAdapter(function).json_schema()
+    adapter: TypeAdapter[Any] = TypeAdapter(function)  # type: ignore[arg-type]
+    schema = adapter.json_schema()
     if "properties" not in schema:
         # Positional-only and *args functions describe themselves as arrays.
         raise ValueError(f"functions: {function.__name__} must take named parameters")
