@@ -107,6 +107,8 @@ def inflate(body: bytes, encoding: str, limit: int) -> bytes:
             raise ToolFailure("encoding", "the page's compressed data is damaged") from None
         if len(data) > limit:
             raise ToolFailure("too_large", f"the page is larger than {limit:,} bytes when decompressed")
+        if not stream.eof:
+            raise ToolFailure("encoding", "the page's compressed data is incomplete", retry=True)
         return data
     raise AssertionError("unreachable")
 

@@ -59,8 +59,8 @@ _TOKEN = re.compile(r"\[[^\]\n]{0,300}\]\([^()\s]{0,2000}\)\S*|\S+")
 
 
 def fold(text: str) -> tuple[str, ...]:
-    """Lines of at most about LINE_WIDTH, broken between words; runs of empty lines become one. Links stay in one
-    piece, and so do table rows up to four times that width, for they mean nothing in halves."""
+    """Lines of at most about LINE_WIDTH, broken between words; runs of empty lines become one. Links stay in
+    one piece, and so do table rows up to four times that width, for they mean nothing in halves."""
     lines: list[str] = []
     for line in text.split("\n"):
         line = line.rstrip()

@@ -62,8 +62,14 @@ def decode(body: bytes, header_charset: str) -> str:
             continue
     from charset_normalizer import from_bytes
 
-    best = from_bytes(body[:200_000]).best()
-    return body.decode(best.encoding if best else "cp1252", "replace")
+    matches = from_bytes(body[:200_000])
+    best = matches.best()
+    if best is None:
+        return body.decode("cp1252", "replace")
+    # Western text often reads as well in a neighbouring code page; windows-1252 is by far the likelier then.
+    equal = [m for m in matches if (m.chaos, m.coherence) == (best.chaos, best.coherence)]
+    name = "cp1252" if any(m.encoding == "cp1252" for m in equal) else best.encoding
+    return body.decode(name, "replace")
 
 
 def sniff(body: bytes, content_type: str) -> tuple[str, str]:
@@ -113,29 +119,33 @@ def read_html(body: bytes, charset: str, url: str) -> tuple[str, str]:
         include_comments=False,
         favor_recall=True,
     )
-    if not text or len(text) < 200:
-        # Short pages, and those whose text trafilatura takes for boilerplate: all text that there is.
-        plain = all_text(source, url)
-        if len(plain) > 2 * len(text or ""):
-            text = plain
-    return title, text or ""
+    plain, linked = all_text(source, url)
+    # What trafilatura takes for boilerplate: pages of few words, and pages that are lists of links.
+    if not text or (len(text) < 200 and len(plain) > 2 * len(text)) or linked > 0.5:
+        text = plain
+    return title, text
 
 
 _BLOCKS = frozenset(
-    "address article aside blockquote br dd div dl dt fieldset figure footer form h1 h2 h3 h4 h5 h6 header hr li "
-    "main nav ol option p pre section table td th title tr ul".split()
+    re.findall(
+        r"\w+",
+        "address article aside blockquote br dd div dl dt fieldset figure footer form h1 h2 h3 h4 h5 h6 "
+        "header hr li main nav ol option p pre section table td th title tr ul",
+    )
 )
 _SILENT = ("script", "style", "noscript", "template", "svg", "head")
 
 
-def all_text(source: str, url: str) -> str:
-    """Every word of a page, with its links as Markdown: for lists of links, which trafilatura leaves out."""
+def all_text(source: str, url: str) -> tuple[str, float]:
+    """(every word of a page with its links as Markdown, share of the words that are links)."""
     import lxml.etree
     import lxml.html
 
     tree = lxml.html.document_fromstring(source)
     lxml.etree.strip_elements(tree, *_SILENT, lxml.etree.Comment, with_tail=False)
     tree.make_links_absolute(url, handle_failures="ignore")
+    total = len("".join(tree.itertext()).split())
+    linked = sum(len("".join(anchor.itertext()).split()) for anchor in tree.iter("a"))
     parts: list[str] = []
     for event, element in lxml.etree.iterwalk(tree, events=("start", "end")):
         tag = element.tag if isinstance(element.tag, str) else ""
@@ -147,7 +157,7 @@ def all_text(source: str, url: str) -> str:
             parts.append("\n" if tag in _BLOCKS else f"]({link})" if link.startswith("http") else "")
             parts.append(re.sub(r"\s+", " ", element.tail or ""))
     lines = (line.strip() for line in "".join(parts).split("\n"))
-    return "\n".join(line for line in lines if line)
+    return "\n".join(line for line in lines if line), linked / max(1, total)
 
 
 def read_pdf(body: bytes, max_pages: int) -> tuple[str, str, int]:
@@ -162,7 +172,7 @@ def read_pdf(body: bytes, max_pages: int) -> tuple[str, str, int]:
         count = len(reader.pages)
         parts = []
         for number, page in enumerate(reader.pages[:max_pages], start=1):
-            parts.append(f"[page {number}]\n{page.extract_text()}")
+            parts.append(f"[page {number}]\n{page.extract_text().strip()}")
         if count > max_pages:
             parts.append(f"[{count - max_pages} more pages are left out]")
         meta = reader.metadata
@@ -179,6 +189,8 @@ def read_pdf(body: bytes, max_pages: int) -> tuple[str, str, int]:
 
 
 def page(request: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
+    if not body.strip():
+        raise Problem("empty_page", "the page is empty")
     kind, charset = sniff(body, request["content_type"])
     title, pages = "", 0
     if kind == "pdf":
