@@ -45,7 +45,6 @@ def main(argv: list[str] | None = None) -> None:
         if config.report_only:
             rows = rows_of(config)
         else:
-            _quiet_logs(config)
             rows = asyncio.run(_interruptible(config))
         summary = write_report(config, rows)
     except (ConfigFileError, MatrixError) as error:
@@ -73,17 +72,17 @@ def parse(argv: Sequence[str]) -> EvalConfig:
         raise
 
 
-def _quiet_logs(config: EvalConfig) -> None:
+def _quiet_logs(results: Path) -> None:
     """verifiers' log lines go to a file: they would tear the progress bar."""
     from verifiers.v1.utils.logging import setup_logging
 
-    setup_logging("INFO", log_file=str(config.results_dir / "logs" / "eval.log"), console=False)
+    setup_logging("INFO", log_file=str(results / "logs" / "eval.log"), console=False)
 
 
 async def _interruptible(config: EvalConfig) -> list[Row]:
     """The first SIGINT or SIGTERM cancels the run, which stops servers and sandboxes; further ones are
     ignored, so that an impatient second Ctrl-C leaves no process behind."""
-    running = asyncio.ensure_future(run_matrix(config))
+    running = asyncio.ensure_future(run_matrix(config, on_ready=_quiet_logs))
     loop = asyncio.get_running_loop()
 
     def stop() -> None:

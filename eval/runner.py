@@ -17,7 +17,7 @@ import json
 import shutil
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def prepare(config: EvalConfig, cells: Sequence[Cell]) -> dict[Key, Row]:
     that belong to no kept row, and refuses cells whose settings have changed, naming them."""
     results = config.results_dir
     if config.clean and results.exists():
-        if not (results / EPISODES_FILE).exists() and any(results.iterdir()):
+        if any(results.iterdir()) and not (results / CONFIG_FILE).exists():
             raise RunError(f"--clean: {results} does not look like a results folder; delete it by hand")
         shutil.rmtree(results)
     existing = read_rows(results / EPISODES_FILE)
@@ -65,6 +65,7 @@ def prepare(config: EvalConfig, cells: Sequence[Cell]) -> dict[Key, Row]:
             "--clean to start over, or give another --name"
         )
     results.mkdir(parents=True, exist_ok=True)
+    _write_config(config, results)
     for cell in cells:
         _claim(results, cell, resume=config.resume)
     kept = {key_of(row): row for row in existing if row["outcome"] in KEPT}
@@ -75,7 +76,6 @@ def prepare(config: EvalConfig, cells: Sequence[Cell]) -> dict[Key, Row]:
             (json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in kept.values()),
         )
     (results / EPISODES_FILE).touch()
-    _write_config(config, results)
     return kept
 
 
@@ -309,8 +309,12 @@ class Progress:
         self._bar.close()
 
 
-async def run_matrix(config: EvalConfig) -> list[Row]:
+async def run_matrix(config: EvalConfig, *, on_ready: Callable[[Path], None] | None = None) -> list[Row]:
     """Run what the config asks for and return all rows of its cells, kept ones included.
+
+    Args:
+        config: the evaluation; `dry_run` and `report_only` are the command line's business.
+        on_ready: called with the results folder once it is ready and before anything runs, e.g. to log there.
 
     Raises RunError, MatrixError or EndpointError before the first episode for what can be known by then.
     """
@@ -318,11 +322,13 @@ async def run_matrix(config: EvalConfig) -> list[Row]:
     for label, model in config.models.items():
         check(label, model)
     with sole_writer(config.results_dir):
-        return await _run_cells(config, cells)
+        kept = prepare(config, cells)
+        if on_ready is not None:
+            on_ready(config.results_dir)
+        return await _run_cells(config, cells, kept)
 
 
-async def _run_cells(config: EvalConfig, cells: Sequence[Cell]) -> list[Row]:
-    kept = prepare(config, cells)
+async def _run_cells(config: EvalConfig, cells: Sequence[Cell], kept: dict[Key, Row]) -> list[Row]:
     progress = Progress(cells, show=config.progress)
     writer = Writer(config, progress)
     slots = asyncio.Semaphore(config.max_concurrent)

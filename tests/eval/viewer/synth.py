@@ -353,8 +353,8 @@ def oolong_rlm(seed: int | str, *, model: str = "gpt-5-mini", calls: int | None 
     made.rlm_turn(
         fenced(
             _CLASSIFY,
-            "The lines need reading, not counting: each label is implied by its text. I split them into chunks "
-            "of 40 and let sub-LLMs classify them in parallel.",
+            "The lines need reading, not counting: each label is implied by its text. I split them into "
+            "chunks of 40 and let sub-LLMs classify them in parallel.",
         ),
         [classify],
         observation=f"[turn 2 of 30, 0.04 s]\n{seen}",
