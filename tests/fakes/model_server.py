@@ -6,7 +6,8 @@ malformed answers are those of production. The model is a *policy*: a function o
 tokenizer, `/inference/v1/generate` (ids in, ids and log-probabilities out).
 
 Invariants: every request is in `server.requests` in order of arrival, whether or not it was answered; a
-policy that raises makes the test fail when the server is closed, it is never just a 500; token counts and
+policy that raises makes the test fail when the server is closed, it is never just an error answer; token
+counts and
 log-probabilities are functions of the text (`fake_logprob`), so a test can compute them by itself.
 
 Use:
@@ -309,7 +310,8 @@ class FakeModelServer:
             raise
         except Exception as error:
             self.policy_errors.append(error)
-            return Reply.server_error(f"the policy raised {type(error).__name__}: {error}")
+            # 422 and not 500: no client tries it again, so the test fails at once.
+            return Reply.failure(422, f"the policy raised {type(error).__name__}: {error}", "PolicyError")
         return Reply(answer) if isinstance(answer, str) else answer
 
     def _count(self, text: str) -> int:

@@ -137,7 +137,7 @@ async def test_a_policy_that_raises_fails_the_test():
         raise KeyError("the script ended")
 
     server = await FakeModelServer(policy).start()
-    with pytest.raises(openai.InternalServerError):
+    with pytest.raises(openai.UnprocessableEntityError):
         await ask(server)
     with pytest.raises(AssertionError, match="policy raised"):
         await server.stop()
@@ -176,7 +176,7 @@ def test_in_thread_serves_blocking_callers():
         assert post(server, "hi").json()["choices"][0]["message"]["content"] == "hi"
     with pytest.raises(AssertionError, match="policy raised"):
         with FakeModelServer(policy).in_thread() as server:
-            assert post(server, "boom").status_code == 500
+            assert post(server, "boom").status_code == 422
 
 
 async def test_administration_is_recorded_and_pause_holds_requests():
