@@ -7,8 +7,7 @@ tokenizer, `/inference/v1/generate` (ids in, ids and log-probabilities out).
 
 Invariants: every request is in `server.requests` in order of arrival, whether or not it was answered; a
 policy that raises makes the test fail when the server is closed, it is never just an error answer; token
-counts and
-log-probabilities are functions of the text (`fake_logprob`), so a test can compute them by itself.
+counts and log-probabilities are functions of the text (`fake_logprob`), so a test can compute them.
 
 Use:
 

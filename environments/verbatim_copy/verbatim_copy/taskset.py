@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Literal
 
 import verifiers.v1 as vf
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from verbatim_copy import scoring
 from verbatim_copy.generate import DEFAULT_LENGTHS, ContentType, generate, kind_of
@@ -84,6 +84,15 @@ class VerbatimCopyConfig(vf.TasksetConfig):
     seed: int = 42
     """Seed of the texts."""
     task: VerbatimCopyTaskConfig = VerbatimCopyTaskConfig()
+
+    @field_validator("num_tasks", mode="before")
+    @classmethod
+    def _check_count(cls, value: object) -> object:
+        if value is None:
+            raise ValueError(
+                "texts are generated without end, so there is no `all`: set num_tasks to a number"
+            )
+        return value
 
     @model_validator(mode="before")
     @classmethod

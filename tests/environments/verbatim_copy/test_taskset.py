@@ -89,6 +89,11 @@ def test_bad_settings_are_refused(bad):
         VerbatimCopyConfig(**bad)
 
 
+def test_all_texts_cannot_be_asked_for():
+    with pytest.raises(ValueError, match="set num_tasks to a number"):
+        VerbatimCopyConfig(num_tasks=None)
+
+
 TEXT = "alpha beta\n  gamma"
 TABLE = [
     # reply, exact, inside, character accuracy, levenshtein similarity
