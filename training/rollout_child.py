@@ -73,17 +73,19 @@ def child_main(settings: LoopSettings, link: Link) -> None:
     _log_to(Path(settings.run_dir) / "logs" / "rollouts.log")
     # Whatever is still in the pipe when the trainer stops reading is not worth blocking this exit for.
     link.results.cancel_join_thread()
+    status = 0
     try:
-        asyncio.run(_run(settings, link))
+        # Not asyncio.run: it would wait without end for an episode that ignores its cancellation.
+        asyncio.new_event_loop().run_until_complete(_run(settings, link))
     except BaseException as error:
         traceback.print_exc()
         link.errors.put((type(error).__name__, str(error), traceback.format_exc()))
         link.errors.close()
         link.errors.join_thread()
-        sys.stderr.flush()
-        kill_tree(os.getpid(), and_itself=False)
-        os._exit(1)
+        status = 1
+    sys.stderr.flush()
     kill_tree(os.getpid(), and_itself=False)
+    os._exit(status)
 
 
 async def _run(settings: LoopSettings, link: Link) -> None:

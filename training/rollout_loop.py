@@ -221,8 +221,8 @@ class RolloutLoop:
         if self._barren_in_a_row >= limit:
             raise NoSignalError(
                 f"{limit} groups in a row gave nothing to learn from; rewards of the last one, as (sum, "
-                f"episodes): {result.metrics.get('reward', 'none')}. The tasks are too easy or too hard for the "
-                "policy: change env.taskset.*, raise grpo.group_size, or raise rollout.max_barren_groups."
+                f"episodes): {result.metrics.get('reward', 'none')}. The tasks are too easy or too hard for "
+                "the policy: change env.taskset.*, raise grpo.group_size, or raise rollout.max_barren_groups."
             )
 
     # ---- one group

@@ -159,9 +159,7 @@ class RolloutWorker:
         if self._process is not None:
             return
         self._link.heartbeat.value = time.time()
-        self._process = self._context.Process(
-            target=child_main, args=(self._settings, self._link), name="rollouts", daemon=True
-        )
+        self._process = self._new_process()
         self._process.start()
         deadline = time.monotonic() + self._config.rollout.start_seconds
         while not self._link.ready.wait(POLL_SECONDS):
@@ -273,6 +271,12 @@ class RolloutWorker:
     def pid(self) -> int | None:
         """Process id of the rollout process; None when there is none."""
         return None if self._process is None else self._process.pid
+
+    def _new_process(self) -> Any:
+        # A daemon, so that an exit of the trainer's process that skips `stop` still ends it.
+        return self._context.Process(
+            target=child_main, args=(self._settings, self._link), name="rollouts", daemon=True
+        )
 
     def _drain(self) -> None:
         try:
