@@ -35,12 +35,13 @@ from rlm_env.config import Messages, RLMHarnessConfig
 from rlm_env.limits import LIMIT_REASONS, Ledger, StopReason
 from rlm_env.loop import ModelFailure, RLMNode
 from rlm_env.metrics import METRIC_NAMES, Recorder
-from rlm_env.repl import FunctionSpec, ReplClient, ReplFailure
+from rlm_env.repl import FunctionSpec, IsolationUnavailable, ReplClient, ReplStartError
 from rlm_env.subcalls import Shared
 from rlm_env.toolbox import Toolbox
 
 logger = logging.getLogger(__name__)
 
+_START_ATTEMPTS = 3
 _SCIENTIFIC = ("numpy", "scipy", "sympy", "pandas")
 
 
@@ -168,10 +169,7 @@ class Episode:
                 task_system=task_system or None,
                 deadline=self.deadline,
             )
-        try:
-            await self.root.open()
-        except ReplFailure as error:
-            raise SandboxError(str(error)) from error
+        await self.root.open()
 
     async def resume(self, messages: Messages) -> None:
         assert self.root is not None
@@ -268,14 +266,11 @@ class Episode:
             functions += [tool.spec for tool in self.toolbox.tools.values()]
         if config.folding:
             functions.append(FOLD)
-        return await ReplClient.start(
-            self.session.runtime,
-            config.repl,
+        return await self._start_worker(
             context=node.context,
             context_files=node.context_files,
             functions=functions,
             depth_functions=names,
-            on_sub_error=config.on_sub_error,
             handler=node.handle,
         )
 
@@ -283,16 +278,24 @@ class Episode:
         async def refuse(name: str, payload: dict[str, Any]) -> dict[str, Any]:
             return {"error": {"type": "ToolError", "message": f"there is no host function {name!r}"}}
 
-        return await ReplClient.start(
-            self.session.runtime,
-            self.config.repl,
-            context=None,
-            context_files={},
-            functions=[],
-            depth_functions=[],
-            on_sub_error=self.config.on_sub_error,
-            handler=refuse,
+        return await self._start_worker(
+            context=None, context_files={}, functions=[], depth_functions=[], handler=refuse
         )
+
+    async def _start_worker(self, **what: Any) -> ReplClient:
+        for attempt in range(_START_ATTEMPTS):
+            try:
+                return await ReplClient.start(
+                    self.session.runtime, self.config.repl, on_sub_error=self.config.on_sub_error, **what
+                )
+            except IsolationUnavailable:
+                raise  # it will not be there on a second try either
+            except ReplStartError as error:
+                # A machine short of memory kills young processes; once more is cheaper than an episode.
+                if attempt == _START_ATTEMPTS - 1:
+                    raise SandboxError(str(error)) from error
+                logger.warning("starting the REPL failed (attempt %d): %s", attempt + 1, error)
+        raise AssertionError("unreachable: the last attempt returns or raises")
 
 
 FOLD = FunctionSpec(

@@ -13,6 +13,8 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from verifiers.v1.errors import SandboxError
+
 from rlm_env.calls import CallError, Completion, parse_arguments
 from rlm_env.config import Messages, RLMHarnessConfig
 from rlm_env.fences import python_blocks
@@ -423,7 +425,7 @@ class RLMNode:
                 f"the child ended by {reason} before its answer was ready; it had written: "
                 f"{node.answer[:2000]!r}",
             )
-        except ModelFailure as error:
+        except (ModelFailure, SandboxError) as error:
             record.error = f"SubCallFailedError: {error}"
             return error_entry("SubCallFailedError", str(error))
         finally:

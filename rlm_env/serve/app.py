@@ -74,10 +74,9 @@ def make_app(agent: Agent, model_name: str, *, max_body_mb: int = 256) -> web.Ap
         task.context = body.get("context")
         trace = await agent.run(task)
         if not trace.ok:
-            error = trace.last_error
-            return _error(
-                502, f"{error.type}: {error.message}" if error else "the episode failed", "upstream"
-            )
+            failure = trace.last_error
+            message = f"{failure.type}: {failure.message}" if failure else "the episode failed"
+            return _error(502, message, "upstream")
         return web.json_response(completion(trace, model_name))
 
     app = web.Application(client_max_size=max_body_mb * 2**20)
