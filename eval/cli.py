@@ -42,10 +42,7 @@ def main(argv: list[str] | None = None) -> None:
         if config.dry_run:
             print(describe(config))
             return
-        if config.report_only:
-            rows = rows_of(config)
-        else:
-            rows = asyncio.run(_interruptible(config))
+        rows = rows_of(config) if config.report_only else asyncio.run(_interruptible(config))
         summary = write_report(config, rows)
     except (ConfigFileError, MatrixError) as error:
         raise SystemExit(_fail(str(error), 2)) from error
@@ -131,33 +128,34 @@ def write_report(config: EvalConfig, rows: Sequence[Row]) -> Summary:
 
 
 def describe(config: EvalConfig) -> str:
-    """What would run, cell by cell, with bounds on the model calls, and nothing started."""
-    kept = {
-        key_of(row)
-        for row in (read_rows(config.results_dir / EPISODES_FILE) if config.resume else [])
-        if row["outcome"] in KEPT
-    }
+    """What would run, cell by cell, with an estimate of the model calls, and nothing started."""
+    rows = read_rows(config.results_dir / EPISODES_FILE)
     lines = [f"results: {config.results_dir}", ""]
-    total, least, most, unlimited = 0, 0, 0, False
+    total, likely, most, unlimited = 0, 0, 0, False
     for cell in expand(config):
-        planned = _episodes(cell)
-        done = sum(key[:4] == (cell.suite, cell.setting, cell.mode, cell.model) for key in kept)
-        episodes = max(0, planned - done)
-        calls = calls_of(cell, episodes)
-        total, least = total + episodes, least + calls.least
+        own = [row for row in rows if key_of(row)[:4] == (cell.suite, cell.setting, cell.mode, cell.model)]
+        done = sum(row["outcome"] in KEPT for row in own) if config.resume else 0
+        episodes = max(0, _episodes(cell) - done)
+        calls = calls_of(cell, episodes, per_episode=_calls_per_episode(config, cell, own))
+        total, likely = total + episodes, likely + calls.likely
         most += calls.most or 0
         unlimited |= calls.most is None
-        upper = "no limit" if calls.most is None else f"{calls.most:,}"
-        already = f" ({done} done)" if done else ""
-        lines.append(f"{cell.id:<56} {episodes:>6} episodes{already}, {calls.least:,} to {upper} model calls")
-    upper = "no limit (limits.max_sub_calls is None)" if unlimited else f"{most:,}"
+        already = f", {done} done" if done else ""
+        lines.append(f"{cell.id:<56} {episodes:>6} episodes{already}, about {calls.likely:,} model calls")
+    upper = "without a limit (limits.max_sub_calls is None)" if unlimited else f"{most:,}"
     lines += [
         "",
-        f"{total} episodes, at least {least:,} model calls, at most {upper} if every episode meets its "
-        "limits "
-        "(retries and judges not counted)",
+        f"{total} episodes, about {likely:,} model calls (by typical_calls, or the mean of the rows that "
+        "exist; "
+        f"judges and retries not counted). If every episode went to its limits: {upper}.",
     ]
     return "\n".join(lines)
+
+
+def _calls_per_episode(config: EvalConfig, cell: Cell, rows: Sequence[Row]) -> float:
+    """The mean of the cell's rows, else what the config reckons with."""
+    seen = [row["root_turns"] + (row.get("sub_turns") or 0) for row in rows if row.get("root_turns")]
+    return sum(seen) / len(seen) if seen else config.typical_calls[cell.mode]
 
 
 def _episodes(cell: Cell) -> int:

@@ -207,6 +207,9 @@ class EvalConfig(BaseConfig):
     """Whole-episode retries by error (verifiers' retry rules)."""
     max_concurrent: int = Field(32, ge=1)
     """Episodes in flight at once, over all cells."""
+    typical_calls: dict[str, float] = Field(default_factory=lambda: {"llm": 4.0, "rlm": 20.0, "rlm_tips": 25.0})
+    """Model calls per episode that `--dry-run` reckons with, by mode. A guess to be set from experience:
+    cells that have rows already are reckoned with the mean of these."""
     abort_after_errors: int | None = Field(20, ge=1)
     """Stop the run when the first so many episodes of a model all failed for want of a working endpoint or
     sandbox: the rest would fail the same way. "None" never stops."""
@@ -236,6 +239,8 @@ class EvalConfig(BaseConfig):
                         f"{kind} name {name!r} becomes part of a file name: use letters, digits, '-', '.', "
                         "'=', '+' and single '_'"
                     )
+        if missing := [mode for mode in MODES if mode not in self.typical_calls]:
+            raise ValueError(f"typical_calls lacks {', '.join(missing)}; it needs every mode")
         if sum((self.resume, self.clean, self.report_only)) > 1:
             raise ValueError("resume, clean and report_only exclude each other: give one")
         return self

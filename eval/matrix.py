@@ -11,7 +11,8 @@ server behind the model's name; two runs may share rows exactly if their fingerp
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,10 +90,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Calls:
-    """Model calls of a cell: the least there can be, and the most that its limits allow (None: unlimited)."""
+    """Model calls of a cell, judges and retries left out."""
 
-    least: int
+    likely: int
     most: int | None
+    """What its limits allow; None without a limit on sub-calls."""
 
 
 def expand(config: EvalConfig) -> list[Cell]:
@@ -228,7 +230,7 @@ def _cell(
     model_config = config.models[model]
     return Cell(
         suite=suite_name,
-        family=taskset["id"].rsplit("/", 1)[-1].split("@", 1)[0].replace("-", "_").lower(),
+        family=module_of(taskset["id"]),
         setting=setting_name,
         mode=mode,
         model=model,
@@ -256,8 +258,18 @@ def _cell(
 def _taskset_fields(where: str, taskset_id: str) -> Mapping[str, Any]:
     try:
         return taskset_config_type(taskset_id).model_fields
-    except (ModuleNotFoundError, TypeError, AttributeError, ValueError) as error:
+    except ModuleNotFoundError as error:
+        raise MatrixError(
+            f"{where}.taskset.id: the suite {taskset_id!r} cannot be imported (no module "
+            f"{getattr(error.__cause__, 'name', taskset_id)!r}): install it, those of this repository with `pip install -e environments/{module_of(taskset_id)}`"
+        ) from error
+    except (TypeError, AttributeError, ValueError) as error:
         raise MatrixError(f"{where}.taskset.id: {error}") from error
+
+
+def module_of(taskset_id: str) -> str:
+    """`verbatim-copy` and `owner/verbatim-copy@1` -> `verbatim_copy`, as verifiers imports it."""
+    return taskset_id.rsplit("/", 1)[-1].split("@", 1)[0].replace("-", "_").lower()
 
 
 def tasks_of(cell: Cell) -> list[tuple[str, vf.Task]]:
@@ -277,20 +289,14 @@ def tasks_of(cell: Cell) -> list[tuple[str, vf.Task]]:
     return list(zip(unique, tasks, strict=True))
 
 
-def calls_of(cell: Cell, episodes: int) -> Calls:
-    """Bounds on the model calls of `episodes` episodes, from the harness's limits; judges are not counted."""
+def calls_of(cell: Cell, episodes: int, *, per_episode: float) -> Calls:
+    """The model calls of `episodes` episodes, given what one is likely to make."""
     harness: Any = cell.env.agent.harness  # type: ignore[attr-defined]
     limits = harness.limits
-    if cell.mode == "llm":
-        return Calls(episodes, episodes * limits.max_turns)
-    if harness.max_depth == 0:
-        return Calls(episodes, episodes * limits.max_turns)
+    likely = round(episodes * min(per_episode, limits.max_turns if cell.mode == "llm" else math.inf))
+    if cell.mode == "llm" or harness.max_depth == 0:
+        return Calls(likely, episodes * limits.max_turns)
     if limits.max_sub_calls is None:
-        return Calls(episodes, None)
+        return Calls(likely, None)
     per_sub_call = max(harness.sub_tool_turns + 1, limits.child_max_turns if harness.max_depth > 1 else 1)
-    return Calls(episodes, episodes * (limits.max_turns + limits.max_sub_calls * per_sub_call))
-
-
-def families(cells: Iterable[Cell]) -> list[str]:
-    """Module names of the tasksets, in order of first use."""
-    return list(dict.fromkeys(cell.family for cell in cells))
+    return Calls(likely, episodes * (limits.max_turns + limits.max_sub_calls * per_sub_call))

@@ -484,7 +484,7 @@ def reward_against_tokens(rows: Sequence[Row], stats: Stats) -> Figure:
 def _log_ticks(limits: tuple[float, float]) -> tuple[list[float], list[str]]:
     """Two to five round ticks inside the limits of a log axis that spans a factor of 4 or more."""
     powers = range(math.floor(math.log10(limits[0])), math.ceil(math.log10(limits[1])) + 1)
-    for steps in ((1,), (1, 3), (1, 2, 5)):
+    for steps in ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 4, 6)):
         every = (step * 10.0**power for power in powers for step in steps)
         ticks = [tick for tick in every if limits[0] <= tick <= limits[1]]
         if len(ticks) >= 2:

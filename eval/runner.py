@@ -301,9 +301,8 @@ class Progress:
             rewards = [row["reward"] for row in self._rows[cell.id] if row["reward"] is not None]
             mean = f"{sum(rewards) / len(rewards):.3f}" if rewards else "-"
             counts = Counter(row["outcome"] for row in self._rows[cell.id])
-            tqdm.write(
-                f"{cell.id}: reward {mean}; " + ", ".join(f"{n} {o}" for o, n in sorted(counts.items()))
-            )
+            shown = ", ".join(f"{n} {outcome}" for outcome, n in sorted(counts.items()))
+            tqdm.write(f"{cell.id}: reward {mean}; {shown}", file=sys.stderr)
 
     def close(self) -> None:
         self._bar.close()

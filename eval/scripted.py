@@ -15,14 +15,14 @@ import json
 
 from aiohttp import web
 
-from eval.scripted_replies import Message, reply
+from eval.scripted_replies import Message, reply, text_of
 
 CHARS_PER_TOKEN = 4
 
 
 def count_tokens(messages: list[Message]) -> int:
     """Tokens of a prompt, at four characters each: what a window is compared with."""
-    chars = sum(len(m.get("content") or "") + len(json.dumps(m.get("tool_calls") or "")) for m in messages)
+    chars = sum(len(text_of(m)) + len(json.dumps(m.get("tool_calls") or [])) - 2 for m in messages)
     return -(-chars // CHARS_PER_TOKEN)
 
 

@@ -9,11 +9,36 @@ from eval.rows import Row
 
 SHAPES: dict[str, dict[str, Any]] = {
     # suite: family, mean reward, root tokens and seconds by mode
-    "deepdive": {"family": "deepdive", "p": (0.58, 0.54, 0.62), "root": (110_000, 19_000, 21_000), "s": (148, 547, 500)},
-    "oolong_real": {"family": "oolong", "p": (0.05, 0.34, 0.30), "root": (90_000, 9_000, 11_000), "s": (30, 120, 150)},
-    "oolong_synth": {"family": "oolong", "p": (0.58, 0.52, 0.44), "root": (60_000, 12_000, 14_000), "s": (25, 90, 140)},
-    "verbatim": {"family": "verbatim_copy", "p": (0.83, 0.91, 0.88), "root": (600, 2_500, 4_000), "s": (6, 20, 31)},
-    "math": {"family": "math_python", "p": (0.44, 0.35, 0.36), "root": (9_000, 14_000, 15_000), "s": (80, 130, 145)},
+    "deepdive": {
+        "family": "deepdive",
+        "p": (0.58, 0.54, 0.62),
+        "root": (110_000, 19_000, 21_000),
+        "s": (148, 547, 500),
+    },
+    "oolong_real": {
+        "family": "oolong",
+        "p": (0.05, 0.34, 0.30),
+        "root": (90_000, 9_000, 11_000),
+        "s": (30, 120, 150),
+    },
+    "oolong_synth": {
+        "family": "oolong",
+        "p": (0.58, 0.52, 0.44),
+        "root": (60_000, 12_000, 14_000),
+        "s": (25, 90, 140),
+    },
+    "verbatim": {
+        "family": "verbatim_copy",
+        "p": (0.83, 0.91, 0.88),
+        "root": (600, 2_500, 4_000),
+        "s": (6, 20, 31),
+    },
+    "math": {
+        "family": "math_python",
+        "p": (0.44, 0.35, 0.36),
+        "root": (9_000, 14_000, 15_000),
+        "s": (80, 130, 145),
+    },
 }
 MODES = ("llm", "rlm", "rlm_tips")
 
@@ -55,7 +80,8 @@ def rows(tasks: int = 50, seed: int = 0) -> list[Row]:
                 (f"target_length={n}", {"setting/taskset.target_length": n}) for n in (250, 500, 1000, 2000)
             ]
             settings += [
-                (f"mean_fragment_length={n}", {"setting/taskset.mean_fragment_length": n}) for n in (10, 20, 50)
+                (f"mean_fragment_length={n}", {"setting/taskset.mean_fragment_length": n})
+                for n in (10, 20, 50)
             ]
         if suite == "math":
             settings = [
