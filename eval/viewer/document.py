@@ -33,6 +33,17 @@ RLM_INFO_VERSION = 1
 FIELD_CHARS = 100_000
 """Longest text of a task field, config or info value in the document. Conversations are never cut."""
 
+FIELD_DEPTH = 40
+"""Deepest nesting of such a value."""
+
+TASK_SETTINGS = {
+    "image", "workdir", "agent_user", "skills", "network_allow", "network_block", "artifacts",
+    "artifact_max_bytes", "timeout", "resources",
+}  # fmt: skip
+"""Fields that every verifiers task has: about where it runs, not what it asks."""
+
+_EMPTY: tuple[Any, ...] = (None, "", [], {}, ["*"])
+
 
 def document(record: dict[str, Any], episode: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
     """The document of trace ``record`` within ``episode`` (empty for a lone trace); ``row`` is the trace's
@@ -57,12 +68,12 @@ def document(record: dict[str, Any], episode: dict[str, Any], row: dict[str, Any
         "reply": _same_as_node(summary.reply(record), nodes),
         "task": _task(record, nodes),
         "rewards": _rewards(record),
-        "metrics": mapping(record, "metrics"),
-        "limits": mapping(config, "harness", "limits"),
+        "metrics": _numbers(mapping(record, "metrics")),
+        "limits": _numbers(mapping(config, "harness", "limits")),
         "errors": [_error(e) for e in [*records(record, "errors"), *records(episode, "errors")]],
         "timing": _timing(mapping(record, "timing")),
         "usage_outside": [usage_tokens(usage) for usage in records(record, "extra_usage")],
-        "config": _cut(config),
+        "config": _cut(_set(config)),
         "info": _cut({name: value for name, value in info.items() if name != "rlm"}),
         "about": {
             "trace id": text(record, "id"),
@@ -330,15 +341,23 @@ def _sub_call(
 def _task(record: dict[str, Any], nodes: list[dict[str, Any]]) -> dict[str, Any]:
     data = mapping(record, "task", "data")
     fields = {
-        name: value
-        for name, value in data.items()
-        if name not in ("prompt", "idx", "id", "name") and value not in (None, "", [], {}, ["*"])
+        name: value for name, value in _set(data).items() if name not in ("prompt", "idx", "id", "name")
     }
     return {
         "type": text(record, "task", "type"),
         "prompt": _same_as_node(summary.question(record), nodes),
-        "fields": _cut(fields),
+        "fields": _cut({name: value for name, value in fields.items() if name not in TASK_SETTINGS}),
+        "settings": _cut({name: value for name, value in fields.items() if name in TASK_SETTINGS}),
     }
+
+
+def _set(values: dict[str, Any]) -> dict[str, Any]:
+    """What is not empty, at the top and one level below."""
+    kept = {
+        name: {n: v for n, v in value.items() if v not in _EMPTY} if isinstance(value, dict) else value
+        for name, value in values.items()
+    }
+    return {name: value for name, value in kept.items() if value not in _EMPTY}
 
 
 def _rewards(record: dict[str, Any]) -> list[dict[str, Any]]:
@@ -364,12 +383,19 @@ def _timing(timing: dict[str, Any]) -> dict[str, Any]:
     return {"start": number(timing, "start"), **{name: s for name, s in stages.items() if s is not None}}
 
 
-def _cut(value: Any) -> Any:
-    """``value`` with its long strings cut, and told so: task fields can hold a context of megabytes."""
+def _numbers(values: dict[str, Any]) -> dict[str, float]:
+    return {name: value for name in values if (value := number(values, name)) is not None}
+
+
+def _cut(value: Any, depth: int = 0) -> Any:
+    """``value`` with its long strings and its depth cut, and told so: task fields can hold a context of
+    megabytes, and a record from elsewhere any nesting."""
+    if depth > FIELD_DEPTH:
+        return "… nested deeper, in the trace file"
     if isinstance(value, str) and len(value) > FIELD_CHARS:
         return value[:FIELD_CHARS] + f"\n… {len(value) - FIELD_CHARS:,} more characters, in the trace file"
     if isinstance(value, dict):
-        return {name: _cut(item) for name, item in value.items()}
+        return {name: _cut(item, depth + 1) for name, item in value.items()}
     if isinstance(value, list):
-        return [_cut(item) for item in value]
+        return [_cut(item, depth + 1) for item in value]
     return value

@@ -31,7 +31,7 @@ def export_page(index: TraceIndex, path: Path, progress: Callable[[int, int], No
     before, after = single_page(_element("index", dumps(listing)) + _MARK).split(_MARK)
     partial = path.with_name(path.name + ".partial")
     try:
-        with partial.open("w", encoding="ascii", errors="xmlcharrefreplace") as file:
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
             file.write(before)
             for done, element in enumerate(_traces(index, rows), 1):
                 file.write(element)

@@ -173,7 +173,7 @@
 
   function record(doc) {
     const part = (title, value) => (Object.keys(value).length ? el("section", "card", el("h2", "", title), View.value(value)) : null);
-    return el("div", "", part("Task data", doc.task.fields), part("Agent configuration", doc.config), part("Info", doc.info));
+    return el("div", "", part("Task data", doc.task.fields), part("Task settings", doc.task.settings), part("Agent configuration", doc.config), part("Info", doc.info));
   }
 
   View.episode = (doc, { onMove }) => {

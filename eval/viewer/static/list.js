@@ -129,6 +129,7 @@
     const table = View.el("div", { class: "table", role: "table" }, head, scroller);
     view = { controls, summary, head, space, scroller, onOpen, onChange };
     scroller.addEventListener("scroll", () => requestAnimationFrame(draw), { passive: true });
+    new ResizeObserver(() => draw()).observe(scroller);
     scroller.addEventListener("click", (event) => {
       const row = event.target.closest("[data-at]");
       if (row) list.go(Number(row.dataset.at));

@@ -142,7 +142,13 @@ class Page:
 
     def js(self, expression: str) -> Any:
         """The JSON value of a JavaScript expression (promises are awaited)."""
-        result = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        result = self.call(
+            "Runtime.evaluate",
+            expression=expression,
+            returnByValue=True,
+            awaitPromise=True,
+            allowUnsafeEvalBlockedByCSP=False,
+        )
         if "exceptionDetails" in result:
             details = result["exceptionDetails"]
             raise AssertionError(details.get("exception", {}).get("description") or details["text"])
