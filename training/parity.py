@@ -23,22 +23,29 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from accelerate.utils import broadcast_object_list
 from pydantic import Field
 from pydantic_config import BaseConfig
 
 from training.vllm_admin import Sampled, VLLMAdmin
 
 if TYPE_CHECKING:
+    import torch
+
     from training.trl_seams import PolicyTrainer
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 0.1, torch.bfloat16: 0.5}
+DEFAULT_TOLERANCE = {"float32": 1e-3, "float16": 0.1, "bfloat16": 0.5}
 """Largest difference, in nats, that the dtype of the forward explains. Measured 4e-6 in float32; half
 precision has rare large outliers at improbable tokens, while a stale `lm_head` is off by 1 and more on
 most."""
+
+
+LEFT_OUT = (
+    "the weight sync leaves a tensor as it was. With tied embeddings it is lm_head.weight, which must be "
+    "sent "
+    "under its own name"
+)
 
 
 class ParityError(RuntimeError):
@@ -72,9 +79,11 @@ class ParityConfig(BaseConfig):
     seconds: float = Field(120.0, gt=0)
     """Limit on the server's answer to one prompt; it may compile first."""
 
-    def tolerance_for(self, dtype: torch.dtype) -> float:
+    def tolerance_for(self, dtype: "torch.dtype") -> float:
         """The tolerance for a forward in `dtype`."""
-        return self.tolerance if self.tolerance is not None else DEFAULT_TOLERANCE.get(dtype, 1e-3)
+        if self.tolerance is not None:
+            return self.tolerance
+        return DEFAULT_TOLERANCE.get(str(dtype).removeprefix("torch."), 1e-3)
 
 
 @dataclass(frozen=True)
@@ -157,6 +166,8 @@ class ParityReport:
                 causes = [
                     "the last weight sync did not take, while the one before it did; see the server's log"
                 ]
+            elif self.scrambled is not None:
+                causes.insert(0, LEFT_OUT)
             raise ParityError(self._message("the real weights", self.plain, tolerance, causes))
         if self.scrambled is not None and not self.scrambled.within(tolerance):
             raise ParityError(
@@ -165,9 +176,7 @@ class ParityReport:
                     self.scrambled,
                     tolerance,
                     [
-                        "the weight sync leaves a tensor as it was. With tied embeddings it is "
-                        "lm_head.weight, "
-                        "which must be sent under its own name",
+                        LEFT_OUT,
                         "the server caches processed weights (quantisation) and does not rebuild them",
                         "parameters are frozen in the trainer and so never sent",
                         "in half precision, noise: compare with the difference for the real weights, "
@@ -197,7 +206,7 @@ def probe_prompts(config: ParityConfig, vocabulary: int) -> list[list[int]]:
     return [common + [rng.randrange(vocabulary) for _ in range(rest)] for _ in range(config.prompts)]
 
 
-def pack_rows(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> dict[str, torch.Tensor]:
+def pack_rows(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> "dict[str, torch.Tensor]":
     """Pack rows of (token ids, mask of the tokens to score) as the trainer packs a step; see TRL's
     `TreeRow.pack`."""
     from training.trl_seams import TreeRow
@@ -216,7 +225,7 @@ def pack_rows(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> dict[str, 
     return tree.pack()
 
 
-def tree_inputs(packed: dict[str, torch.Tensor], device: torch.device | str) -> dict[str, Any]:
+def tree_inputs(packed: "dict[str, torch.Tensor]", device: "torch.device | str") -> dict[str, Any]:
     """The model inputs of a packed row, as `AsyncGRPOTrainer.compute_loss` passes them (without labels)."""
     max_q, max_k = packed["tree_max_seqlens"].tolist()
     inputs: dict[str, Any] = {key: packed[key].to(device)[None] for key in ("input_ids", "position_ids")}
@@ -226,12 +235,12 @@ def tree_inputs(packed: dict[str, torch.Tensor], device: torch.device | str) -> 
 
 
 def score_rows(
-    model: torch.nn.Module,
+    model: "torch.nn.Module",
     rows: Sequence[tuple[Sequence[int], Sequence[int]]],
     *,
-    device: torch.device | str,
+    device: "torch.device | str",
     fused: bool = True,
-) -> list[torch.Tensor]:
+) -> "list[torch.Tensor]":
     """Log-probabilities of the masked tokens of each row, forwarded as one packed row.
 
     Args:
@@ -285,12 +294,14 @@ def compare(
 
 
 @contextlib.contextmanager
-def scrambled_weights(model: torch.nn.Module) -> Iterator[None]:
+def scrambled_weights(model: "torch.nn.Module") -> Iterator[None]:
     """Roll every trained tensor by one row in place, and roll it back at the end, exactly.
 
     Sharded tensors are rolled within each rank's shard: the whole is then scrambled alike for trainer and
     server.
     """
+
+    import torch
 
     @torch.no_grad()
     def roll(shift: int) -> None:
@@ -335,6 +346,9 @@ def check_parity(
 def _compare_now(
     trainer: "PolicyTrainer", server: VLLMAdmin, served_model: str, config: ParityConfig
 ) -> Comparison:
+    import torch
+    from accelerate.utils import broadcast_object_list
+
     accelerator = trainer.accelerator
     policy: Any = trainer.model
     tokenizer: Any = trainer.processing_class

@@ -215,6 +215,9 @@ def environment(config: VLLMConfig, base: Mapping[str, str]) -> dict[str, str]:
     env = {k: v for k, v in base.items() if k not in LAUNCHER_ENV and not k.startswith(LAUNCHER_ENV_PREFIXES)}
     env["VLLM_SERVER_DEV_MODE"] = "1"
     env.setdefault("VLLM_NO_USAGE_STATS", "1")
+    # vLLM closes connections that were idle for 5 s, just when HTTP clients, whose own limit is 5 s too, may
+    # use them once more: a read error now and then, and rollouts do not retry those.
+    env.setdefault("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", "600")
     if config.api_key:
         env["VLLM_API_KEY"] = (
             config.api_key

@@ -40,8 +40,16 @@ class VLLMAdmin:
     def __init__(self, url: str, *, seconds: float = 60.0, api_key: str | None = None):
         self.url = url.rstrip("/").removesuffix("/v1")
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        # trust_env: a proxy from the environment must not come between a trainer and its own server.
-        self._http = httpx.Client(base_url=self.url, timeout=seconds, headers=headers, trust_env=False)
+        self._http = httpx.Client(
+            base_url=self.url,
+            timeout=seconds,
+            headers=headers,
+            # A proxy from the environment must not come between a trainer and its own server.
+            trust_env=False,
+            # A connection of its own for each call: vLLM closes one that was idle for 5 s, and the one on
+            # which it answered 500, so that the next call, a resume of all things, would find it reset.
+            limits=httpx.Limits(max_keepalive_connections=0),
+        )
 
     def close(self) -> None:
         """Close the connections; the object cannot be used afterwards."""

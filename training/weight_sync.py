@@ -131,6 +131,7 @@ class FileWeightTransfer:
         """Whether this object has paused the server and not resumed it yet."""
         self.last: dict[str, float] = {}
         """The last sync: `bytes`, `write_seconds`, `reload_seconds`."""
+        self._good: str | None = None  # what the server can be told to load again
         self._admin = VLLMAdmin(server_url, seconds=self.config.control_seconds, api_key=api_key)
 
     def init_weight_transfer(self) -> None:
@@ -144,6 +145,8 @@ class FileWeightTransfer:
             if VERSION_NAME.fullmatch(entry.name) or PARTIAL_NAME.fullmatch(entry.name):
                 shutil.rmtree(entry)
         try:
+            # What the server started with; it can load that again should the first version fail.
+            self._good = self._admin.server_info()["model_config"]["model"]
             # A run that was killed between pause and resume leaves a server that accepts requests and answers
             # none.
             if self._admin.is_paused():
@@ -173,14 +176,13 @@ class FileWeightTransfer:
 
         Raises:
             WeightSyncError: nothing was sent, a tensor is not finite, the disk or the server failed. The
-                server has been told to resume; it serves the old weights, or a mixture if it failed half-way
-                through loading.
+                server has been told to load its last weights again, and to resume.
         """
         began = time.perf_counter()
         try:
             path, size = self._write(iterator)
             written = time.perf_counter()
-            self._admin.reload_weights(path, self.config.reload_seconds)
+            self._load(path)
             self._admin.reset_prefix_cache()
         except Exception as error:
             raise self._failed(
@@ -190,6 +192,7 @@ class FileWeightTransfer:
             self._resume_quietly()
             raise
         self.version += 1
+        self._good = str(path)
         done = time.perf_counter()
         self.last = {"bytes": size, "write_seconds": written - began, "reload_seconds": done - written}
         logger.info(
@@ -215,6 +218,21 @@ class FileWeightTransfer:
         if self.paused:
             self._resume_quietly()
         self._admin.close()
+
+    def _load(self, path: Path) -> None:
+        """Have the server load `path`; on failure, what it had before, since a failed load leaves it without
+        weights and the next request would kill its engine."""
+        try:
+            self._admin.reload_weights(path, self.config.reload_seconds)
+        except ServerError as error:
+            what = "; it has not been told to load anything else"
+            if self._good is not None:
+                try:
+                    self._admin.reload_weights(Path(self._good), self.config.reload_seconds)
+                    what = f"; it has loaded {self._good} again"
+                except ServerError as second:
+                    what = f"; loading {self._good} again failed too, so it has to be restarted: {second}"
+            raise ServerError(f"{error} (can the server read {path}?){what}") from error
 
     def _failed(self, what: str, error: Exception) -> WeightSyncError:
         return WeightSyncError(f"{what}: {type(error).__name__}: {error}{self._resume_quietly()}")

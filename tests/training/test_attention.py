@@ -1,9 +1,12 @@
-"""Tree attention against independent computations: a plain forward of each row alone, and attention by loops."""
+"""Tree attention against independent computations: a plain forward of each row alone, and attention by
+loops."""
 
 import math
 
 import pytest
 import torch
+
+from tests.training.tiny_models import tiny_model
 from training.attention import (
     Segment,
     TreeAttention,
@@ -15,8 +18,6 @@ from training.attention import (
 )
 from training.parity import pack_rows, score_rows, tree_inputs
 from training.trl_seams import TREE_ATTENTION, add_fused_lm_head
-
-from tests.training.tiny_models import tiny_model
 
 SHAPES = {
     "grouped heads": {},
@@ -168,11 +169,15 @@ def test_attention_against_loops(window, softcap):
             assert path[at] == position
             seen = path[max(0, at - window + 1) if window else 0 : at + 1]
             for head in range(4):
-                scores = [0.3 * float(q[0, head, position].double() @ k[0, head // 2, j].double()) for j in seen]
+                scores = [
+                    0.3 * float(q[0, head, position].double() @ k[0, head // 2, j].double()) for j in seen
+                ]
                 if softcap:
                     scores = [softcap * math.tanh(x / softcap) for x in scores]
                 exp = [math.exp(x) for x in scores]
-                wanted = sum(e * v[0, head // 2, j].double() for e, j in zip(exp, seen, strict=True)) / sum(exp)
+                wanted = sum(e * v[0, head // 2, j].double() for e, j in zip(exp, seen, strict=True)) / sum(
+                    exp
+                )
                 torch.testing.assert_close(out[0, position, head].double(), wanted, rtol=0, atol=1e-5)
 
 

@@ -1,4 +1,5 @@
-"""Random Qwen3-shaped checkpoints of a few hundred kilobytes, with a byte-level tokenizer, made on the spot."""
+"""Random Qwen3-shaped checkpoints of a few hundred kilobytes, with a byte-level tokenizer, made on the
+spot."""
 
 from pathlib import Path
 
