@@ -138,6 +138,8 @@ def _call(call: dict[str, Any], node_count: int) -> dict[str, Any]:
         "out": completion,
         "cached": integer(call, "usage", "cached_input_tokens"),
         "reasoning": integer(call, "usage", "reasoning_tokens"),
+        "start": number(call, "time", "start"),
+        "end": number(call, "time", "end"),
         "seconds": duration(mapping(call, "time")),
         "error": _error(call["error"]) if isinstance(call.get("error"), dict) else None,
     }
@@ -231,9 +233,11 @@ def _tree_node(
     calls: list[dict[str, Any]],
     by_request: dict[str, int],
 ) -> dict[str, Any]:
-    turns = []
+    turns: list[dict[str, Any]] = []
     before = {"content": "", "ready": False}
     previous: int | None = None
+    previous_call: dict[str, Any] | None = None
+    seen = ""
     for record in records(episode, "turns"):
         call_index = by_request.get(text(record, "request_id"))
         call = calls[call_index] if call_index is not None else None
@@ -249,14 +253,19 @@ def _tree_node(
             "seconds": number(record, "seconds"),
             "call": call_index,
             "node": node,
-            "received": _between(nodes, previous, node),
+            "received": _between(nodes, previous, node, seen),
+            "gap": None,
             "blocks": [_block(block) for block in records(record, "blocks")],
             "observation": _same_as_node(observation, nodes) if isinstance(observation, str) else None,
             "batches": _turn_batches(strings(record, "calls"), path, sub_calls, batches),
         }
         if after != before:
             turn["answer"] = after
+        if turns and call and previous_call and call["start"] and previous_call["end"]:
+            turns[-1]["gap"] = max(0.0, call["start"] - previous_call["end"])
         turns.append(turn)
+        seen = observation if isinstance(observation, str) else ""
+        previous_call = call
         before = after
         previous = node if node is not None else previous
     return {
@@ -268,11 +277,12 @@ def _tree_node(
     }
 
 
-def _between(nodes: list[dict[str, Any]], previous: int | None, node: int | None) -> list[int]:
-    """What the model was given since its last reply: the messages on the way to ``node`` that come after
-    ``previous``."""
+def _between(nodes: list[dict[str, Any]], previous: int | None, node: int | None, seen: str) -> list[int]:
+    """What the model was given since its last reply, beside the observation ``seen`` that the turn before
+    shows: the messages on the way to ``node`` that come after ``previous``."""
     path = _path(nodes, node)[:-1] if node is not None else []
-    return path[path.index(previous) + 1 :] if previous in path else path
+    new = path[path.index(previous) + 1 :] if previous in path else path
+    return [n for n in new if not nodes[n]["text"] or nodes[n]["text"] not in seen]
 
 
 def _block(block: dict[str, Any]) -> dict[str, Any]:

@@ -14,12 +14,16 @@
 
   View.toolCall = (call) => {
     let shown = call.arguments;
+    let kind = "output";
     try {
-      shown = JSON.stringify(JSON.parse(call.arguments), null, 2);
+      const value = JSON.parse(call.arguments);
+      const [[name, only] = [], ...others] = Object.entries(value);
+      if (name === "code" && typeof only === "string" && !others.length) [shown, kind] = [only, "python"];
+      else shown = JSON.stringify(value, null, 2);
     } catch {
       // Arguments that the model got wrong are shown as it wrote them.
     }
-    return el("div", "tool-call", el("b", "mono", call.name), View.longText(shown, { kind: "output", lines: 20 }));
+    return el("div", "tool-call", el("b", "mono", call.name), View.longText(shown, { kind, lines: 20 }));
   };
 
   // --- messages -------------------------------------------------------------------------------------
@@ -115,7 +119,7 @@
 
   function costs(doc) {
     const { row, metrics, timing } = doc;
-    const stages = ["boot", "setup", "agent", "finalize", "scoring"].filter((stage) => View.isNumber(timing[stage]));
+    const stages = ["boot", "setup", "agent", "finalize", "scoring"].filter((stage) => timing[stage] >= 0.0005);
     const outside = doc.usage_outside.reduce((sum, [into, out]) => sum + into + out, 0);
     return card(
       "Tokens and time",
@@ -126,8 +130,8 @@
         View.isNumber(metrics.root_peak_context_tokens) ? pair("largest root context", View.short(metrics.root_peak_context_tokens)) : null,
         row.sub_in || row.sub_out ? pair("sub-LLMs", View.tokens(row.sub_in, row.sub_out)) : null,
         outside ? pair("judge and others", View.short(outside) + " tok") : null,
-        View.isNumber(metrics.repl_seconds) ? pair("code", View.seconds(metrics.repl_seconds)) : null,
-        View.isNumber(metrics.repl_wait_seconds) ? pair("waiting", View.seconds(metrics.repl_wait_seconds)) : null,
+        metrics.repl_seconds ? pair("code", View.seconds(metrics.repl_seconds)) : null,
+        metrics.repl_wait_seconds ? pair("waiting", View.seconds(metrics.repl_wait_seconds)) : null,
         stages.map((stage) => pair(stage, View.seconds(timing[stage]))),
       ),
     );

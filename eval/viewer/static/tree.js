@@ -29,6 +29,7 @@
     ["model", "the model's reply"],
     ["code", "code"],
     ["wait", "waiting for sub-LLMs and tools"],
+    ["other", "tools of the root, and the rest"],
   ];
 
   function spent(doc, turn) {
@@ -36,8 +37,10 @@
     const call = turn.call === null ? null : doc.calls[turn.call];
     const code = sum("seconds");
     const wait = sum("wait");
-    const model = call?.seconds ?? Math.max(0, (turn.seconds || 0) - code - wait);
-    return { model, code, wait, total: model + code + wait };
+    const model = turn.seconds ?? call?.seconds ?? 0; // with its retries, where the harness says
+    const rest = (turn.gap || 0) - code - wait;
+    const other = rest > 0.1 * (model + code + wait) ? rest : 0; // less is the harness's own breath
+    return { model, code, wait, other, total: model + code + wait + other };
   }
 
   function bars(time, scale) {
@@ -61,6 +64,7 @@
     });
     const legend = KINDS.map(([kind, label]) => {
       const seconds = times.reduce((sum, time) => sum + time[kind], 0);
+      if (!seconds) return null;
       return el("span", "key", el("span", "seg " + kind), `${label} ${View.seconds(seconds)}`);
     });
     return el("div", "timeline", strip, el("div", "legend", legend));
@@ -99,13 +103,8 @@
     );
   }
 
-  // The prompt before the first turn; later turns were given the observation that the turn before shows,
-  // so only what is not an observation (a tool's result, a framework message) stands here.
-  function received(doc, turn) {
-    const given = turn.received.filter((n) => turn.turn === 0 || doc.nodes[n].role === "tool");
-    if (!given.length) return null;
-    return given.map((n) => View.messageFold(doc, n));
-  }
+  // The prompt before the first turn, and whatever else came that is not the observation of the turn before.
+  const received = (doc, turn) => turn.received.map((n) => View.messageFold(doc, n));
 
   // Prose and code in the order of the reply, each block of code followed by what it printed.
   function reply(message, turn) {

@@ -132,6 +132,7 @@ class Builder:
         seconds = self.rng.uniform(0.8, 3.5)
         tip = self.sample(self.tips[path], AssistantMessage(content=reply), request_id, seconds)
         ids = self._batch(batch, turn, path) if batch else []
+        self.clock += sum(b["seconds"] for b in blocks)
         self.tips[path] = tip if observation is None else self.say(tip, UserMessage(content=observation))
         call = self.trace.calls[-1 - sum(len(c["request_ids"]) for c in self.calls if c["id"] in ids)]
         assert call.usage is not None
@@ -139,7 +140,7 @@ class Builder:
             {
                 "turn": turn,
                 "request_id": request_id,
-                "seconds": seconds + sum(b["seconds"] + b["wait_seconds"] for b in blocks),
+                "seconds": seconds,
                 "prompt_tokens": call.usage.prompt_tokens,
                 "completion_tokens": call.usage.completion_tokens,
                 "finish_reason": "stop",
@@ -163,7 +164,9 @@ class Builder:
         name, exchanges = batch
         number = len(self.batches)
         ids = []
+        start = self.clock
         for prompt, reply in exchanges:
+            self.clock = start
             kind = "rlm" if name.startswith("rlm") else "sub"
             k = sum(
                 c["id"].startswith(path + kind + ".") and c["id"].count(".") == path.count(".") + 1
@@ -191,6 +194,7 @@ class Builder:
             self.calls.append(record)
             ids.append(call_id)
         seconds = max(call["seconds"] for call in self.calls[-len(exchanges) :])
+        self.clock = start + seconds
         self.batches.append(
             {
                 "batch": number,

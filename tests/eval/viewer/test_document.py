@@ -30,7 +30,7 @@ def test_turns_point_at_their_replies_and_batches_at_their_calls():
     assert [turn["request_id"] for turn in turns] == [f"root.{n}" for n in range(5)]
     assert "I start by looking" in doc["nodes"][turns[0]["node"]]["text"]
     assert [role for role, _ in texts(doc, turns[0]["received"])] == ["system", "user"]
-    assert [role for role, _ in texts(doc, turns[1]["received"])] == ["user"]
+    assert turns[1]["received"] == []  # its observation stands at turn 0
     assert [len(turn["batches"]) for turn in turns] == [0, 1, 0, 0, 0]
     batch = turns[1]["batches"][0]
     assert (batch["name"], batch["size"], batch["calls"]) == ("llm_batch", 6, [f"sub.{n}" for n in range(6)])
@@ -173,3 +173,14 @@ def damage(value: Any, rng: random.Random, junk: list[Any]) -> None:
             value[key] = copy.deepcopy(rng.choice(junk))
             return
         value = below
+
+
+def test_time_between_turns_that_no_block_explains_is_kept():
+    record = synth.oolong_rlm(7, calls=6)
+    turns = made(record)["rlm"]["nodes"][""]["turns"]
+    assert turns[-1]["gap"] is None
+    waited = turns[1]["blocks"][0]
+    assert abs(turns[1]["gap"] - waited["seconds"] - waited["wait"]) < 1e-6
+    late = next(call for call in record["calls"] if call["acp"]["request_id"] == "root.1")
+    late["time"]["start"] += 5.0  # as if a tool of the root had run before it
+    assert abs(made(record)["rlm"]["nodes"][""]["turns"][0]["gap"] - turns[0]["gap"] - 5.0) < 1e-6
