@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from eval.config import ModelConfig, explain
 
 if TYPE_CHECKING:
-    from training.server import VLLMServer
+    from training.server import VLLMConfig, VLLMServer
 
 
 class EndpointError(RuntimeError):
@@ -57,6 +57,8 @@ def check(label: str, config: ModelConfig) -> None:
             "a saved "
             "model (for the quickstart's policy run scripts/quickstart.sh first)"
         )
+    if config.checkpoint is not None:
+        _server_settings(label, config)
     if config.base_url is not None:
         if urlparse(config.base_url).scheme not in ("http", "https"):
             raise EndpointError(
@@ -103,11 +105,10 @@ async def serve(label: str, config: ModelConfig, logs: Path) -> AsyncIterator[En
         yield Endpoint(client=client, name=name)
 
 
-@contextlib.asynccontextmanager
-async def _vllm(label: str, name: str, config: ModelConfig, logs: Path) -> AsyncIterator[VLLMServer]:
-    """A running vLLM server on `config.checkpoint`. Imported here, so that an evaluation of endpoints
-    needs neither torch nor vLLM."""
-    from training.server import VLLMConfig, VLLMServer, VLLMServerError
+def _server_settings(label: str, config: ModelConfig) -> VLLMConfig:
+    """`config.server`, validated. Imported here, so that an evaluation of endpoints does not need training's
+    packages."""
+    from training.server import VLLMConfig
 
     try:
         settings = VLLMConfig.model_validate(config.server)
@@ -116,9 +117,17 @@ async def _vllm(label: str, name: str, config: ModelConfig, logs: Path) -> Async
     if settings.url is not None or settings.api_key is not None:
         raise EndpointError(
             f"models.{label}.server: url and api_key are those of a running server; set base_url and "
-            "api_key_var "
-            "instead of checkpoint"
+            "api_key_var instead of checkpoint"
         )
+    return settings
+
+
+@contextlib.asynccontextmanager
+async def _vllm(label: str, name: str, config: ModelConfig, logs: Path) -> AsyncIterator[VLLMServer]:
+    """A running vLLM server on `config.checkpoint`."""
+    from training.server import VLLMServer, VLLMServerError
+
+    settings = _server_settings(label, config)
     assert config.checkpoint is not None
     if settings.log_file is None:
         settings = settings.model_copy(update={"log_file": logs / f"vllm-{label}.log"})
