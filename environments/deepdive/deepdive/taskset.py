@@ -9,15 +9,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import verifiers.v1 as vf
+from verifiers.v1.configs.client import resolve_api_key
 
-from deepdive.config import DeepDiveConfig, DeepDiveTaskConfig, ToolServerConfig
+from deepdive.config import DeepDiveConfig, DeepDiveJudgeConfig, DeepDiveTaskConfig, ToolServerConfig
 from deepdive.data import load_rows
 from deepdive.prompts import prompt
 from deepdive.scoring import DeepDiveJudge, duplicate_share, exact_match, final_answer
 from deepdive.server import DeepDiveToolset, missing_key
 from deepdive.state import TOOLS, DeepDiveState
+from deepdive.web.cache import DiskCache, default_cache_dir
 
 
 class DeepDiveData(vf.TaskData):
@@ -68,14 +71,14 @@ class DeepDiveTask(vf.Task[DeepDiveData, DeepDiveState, DeepDiveTaskConfig]):
         weight = self.config.duplicate_query_penalty
         if not weight:
             return {}
-        return {"duplicate_query_penalty": -weight * self._duplicates(trace.state)}
+        return {"duplicate_query_penalty": -weight * self._duplicates(_state(trace))}
 
     @vf.metric
     async def tool_use(self, trace: vf.Trace) -> Mapping[str, float]:
         """What the tools did in this episode, whoever called them: the root, sub-LLMs or the REPL."""
-        state: DeepDiveState = trace.state
+        state = _state(trace)
         counts = state.counts
-        # Kept whole for readers of the trace; state itself is not saved.
+        # Kept whole for readers of the trace, and for scoring it again: state itself is not saved.
         trace.info.setdefault("deepdive", {})["tools"] = state.model_dump(exclude={"artifacts"})
         metrics = {name: float(counts.get(name, 0)) for name in _COUNTS}
         for tool in TOOLS:
@@ -89,6 +92,13 @@ class DeepDiveTask(vf.Task[DeepDiveData, DeepDiveState, DeepDiveTaskConfig]):
 
     def _duplicates(self, state: DeepDiveState) -> float:
         return duplicate_share(state.queries, self.config.duplicate_query_similarity)
+
+
+def _state(trace: vf.Trace) -> DeepDiveState:
+    """The episode's state, or the record of it in a trace that was saved."""
+    if isinstance(trace.state, DeepDiveState) and trace.state.counts:
+        return trace.state
+    return DeepDiveState.model_validate(trace.info.get("deepdive", {}).get("tools") or {})
 
 
 _COUNTS = ("searches", "pages", "failed_searches", "failed_pages", "cache_hits", "cut_results")
@@ -111,11 +121,28 @@ class DeepDiveTaskset(vf.Taskset[DeepDiveTask, DeepDiveConfig]):
 
     @classmethod
     def toolsets(cls, config: DeepDiveConfig) -> list[vf.Toolset]:
-        """One server for all episodes. Raises ValueError when the web needs a key that is not there."""
+        """One server for all episodes. Raises ValueError, before anything is spent, for what would fail later:
+        no key to search with, no key for the judge, a cache folder that cannot be written."""
+        tools = config.tools
         backend: Literal["web", "mini"] = "mini" if config.split == "mini" else "web"
-        key = os.environ.get(config.tools.search.api_key_var, "").strip()
-        if backend == "web" and not key and not config.tools.url:
-            raise ValueError(missing_key(config.tools.search.api_key_var))
-        settings = config.tools.model_dump()
-        server = ToolServerConfig(**settings, backend=backend, serper_api_key=key if backend == "web" else "")
+        key = ""
+        if config.resolved_scoring == "judge":
+            _check_judge(config.task.judge)
+        if backend == "web" and not tools.url:
+            key = os.environ.get(tools.search.api_key_var, "").strip()
+            if not key:
+                raise ValueError(missing_key(tools.search.api_key_var))
+            if tools.cache and tools.runtime.type == "subprocess":
+                DiskCache(tools.cache_dir or default_cache_dir(), tools.cache_days)
+        server = ToolServerConfig(**tools.model_dump(), backend=backend, serper_api_key=key)
         return [DeepDiveToolset(server)]
+
+
+def _check_judge(judge: DeepDiveJudgeConfig) -> None:
+    """Raise ValueError for the default endpoint without its key; other endpoints may need none."""
+    host = urlsplit(judge.base_url).hostname or ""
+    if host.endswith("pinference.ai") and resolve_api_key(judge) == "EMPTY":
+        raise ValueError(
+            f"the judge at {judge.base_url} needs a key in the environment variable {judge.api_key_var}; or set "
+            'taskset.task.judge.base_url (any OpenAI-compatible endpoint), or taskset.task.scoring = "exact"'
+        )

@@ -30,6 +30,10 @@ RELATIONS: dict[tuple[str, str], tuple[str, str]] = {
     ("person", "Profession"): ("", "What was the profession of {x}?"),
     ("person", "Studied under"): ("the teacher of {x}", "Under whom did {x} study?"),
     ("person", "Worked at"): ("the institution at which {x} worked", "At which institution did {x} work?"),
+    ("person", "First command"): (
+        "the first expedition led by {x}", "Which was the first expedition led by {x}?"),
+    ("person", "First book"): ("the first book by {x}", "Which was the first book by {x}?"),
+    ("ship", "Maiden expedition"): ("the maiden expedition of {x}", "What was the maiden expedition of {x}?"),
     ("ship", "Built at"): ("the town where {x} was built", "In which town was {x} built?"),
     ("ship", "Designer"): ("the designer of {x}", "Who designed {x}?"),
     ("ship", "Launched"): ("", "In which year was {x} launched?"),
@@ -110,14 +114,19 @@ class Question:
 
 
 def ask(world: World, documents: dict[str, bytes], per_length: int = 80) -> list[Question]:
-    """`per_length` questions of each of 2, 3 and 4 steps, shuffled. `documents`: the pages by URL."""
+    """`per_length` questions of each of 2, 3 and 4 steps, shuffled; a quarter of them end in a PDF.
+
+    `documents`: the pages by URL.
+    """
     rng = random.Random(world.rng.random())
     found: dict[str, Question] = {}
     for steps in (2, 3, 4):
         wanted = len(found) + per_length
         while len(found) < wanted:
             walk = _walk(world, steps, rng)
-            if walk is not None and _worthy(walk[0], documents[walk[1].url]):
+            if walk is None or (len(found) % 4 == 0 and "Official report" not in walk[0].path):
+                continue
+            if _worthy(walk[0], documents[walk[1].url]):
                 found.setdefault(walk[0].question, walk[0])
     questions = list(found.values())
     rng.shuffle(questions)

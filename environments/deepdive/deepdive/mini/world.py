@@ -67,6 +67,7 @@ class World:
         self._works()
         self._prizes()
         self._museums()
+        self._firsts()
 
     def of(self, kind: str) -> list[Entity]:
         return [entity for entity in self.entities if entity.kind == kind]
@@ -241,3 +242,19 @@ class World:
             museum.facts["Opened"] = str(museum.year)
             museum.facts["Chronometer from"] = expedition
             museum.facts["First curator"] = rng.choice(self._alive(museum.year, 28, 70))
+
+    def _firsts(self) -> None:
+        """What came first for a ship or a person: links that run against the others."""
+        for label, kind, through in (
+            ("Maiden expedition", "expedition", "Ship"),
+            ("First command", "expedition", "Leader"),
+            ("First book", "work", "Author"),
+        ):
+            for later in sorted(self.of(kind), key=lambda entity: -entity.year):
+                owner = later.facts[through]
+                assert isinstance(owner, Entity)
+                same_year = [e for e in self.of(kind) if e.facts[through] is owner and e.year == later.year]
+                if len(same_year) == 1:
+                    owner.facts[label] = later
+                else:
+                    owner.facts.pop(label, None)
