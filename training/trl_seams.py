@@ -19,10 +19,13 @@ What `PolicyTrainer` changes, and why:
 import importlib
 import inspect
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
+
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # TRL warns at import; its version is pinned below
 
 import torch
 import trl

@@ -1,54 +1,30 @@
 """Trainer and a real vLLM on the CPU: weights arrive, and a sync that leaves a tensor out is noticed."""
 
-import queue
-
 import numpy as np
 import pytest
 import torch
 
+from tests.training.recorded import RecordedWorker, cpu_trainer
 from tests.training.tiny_models import save_tiny
 from training.parity import ParityConfig, ParityError
 from training.server import VLLMConfig, VLLMServer
-from training.trl_seams import AsyncGRPOConfig, RolloutSample, build_trainer
+from training.trl_seams import RolloutSample
 from training.weight_sync import FileWeightTransfer, WeightSyncConfig, make_weight_transfer, tied_parameters
 
 pytestmark = pytest.mark.vllm
 NAME = "policy"
 
 
-class RecordedWorker:
-    """A rollout worker that hands out recorded rows: enough for one step a policy version."""
-
-    def __init__(self, rows_per_step: int = 4):
-        self.rollout_buffer: queue.Queue = queue.Queue()
-        self.metrics_queue: queue.Queue = queue.Queue()
-        self.rows_per_step, self.started, self.stopped = rows_per_step, False, False
-        self.versions: list[int] = []
-
-    def emit(self, version: int) -> None:
-        rng = np.random.default_rng(version)
-        for i in range(self.rows_per_step):
-            ids = rng.integers(0, 256, 24)
-            mask = np.array([0] * 8 + [1] * 16)
-            logps = np.where(mask, -5.0, 0.0).astype(np.float32)
-            self.rollout_buffer.put(
-                RolloutSample([], [], ids, mask, logps, (-1.0) ** i, version, version, {"reward": 0.5})
-            )
-
-    def start(self) -> None:
-        self.started = True
-        self.emit(self.versions[-1])
-
-    def stop(self) -> None:
-        self.stopped = True
-
-    def update_model_version(self, model_version: int) -> None:
-        self.versions.append(model_version)
-        if self.started:
-            self.emit(model_version)
-
-    def check_health(self, stale_after_s: float) -> None:
-        pass
+def random_rows(version: int) -> list[RolloutSample]:
+    """Four rows of random tokens, half of them good."""
+    rng = np.random.default_rng(version)
+    rows = []
+    for i in range(4):
+        mask = np.array([0] * 8 + [1] * 16)
+        logps = np.where(mask, -5.0, 0.0).astype(np.float32)
+        ids = rng.integers(0, 256, 24)
+        rows.append(RolloutSample([], [], ids, mask, logps, (-1.0) ** i, version, version, {"reward": 0.5}))
+    return rows
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
@@ -61,26 +37,12 @@ def served(request, tmp_path_factory):
 
 
 def trainer_for(server, model, output, transfer, *, steps, temperature=0.7, **parity):
-    args = AsyncGRPOConfig(
-        output_dir=str(output),
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        report_to=[],
-        disable_tqdm=True,
-        token_budget=-1,
-        per_device_train_batch_size=4,
-        max_steps=steps,
-        max_staleness=0,
-        learning_rate=0.05,
-        temperature=temperature,
-        save_strategy="no",
-    )
-    return build_trainer(
+    return cpu_trainer(
         model,
-        args,
-        rollout_worker=RecordedWorker(),
-        weight_transfer=transfer,
+        output,
+        RecordedWorker(random_rows),
+        transfer,
+        args={"max_steps": steps, "learning_rate": 0.05, "temperature": temperature},
         parity=ParityConfig(**parity),
         server=server.admin,
         served_model=NAME,
