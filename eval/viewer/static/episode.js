@@ -156,7 +156,7 @@
   }
 
   // --- the head -------------------------------------------------------------------------------------
-  const REFERENCES = ["answer", "reference", "reference_answer", "target", "gold", "solution", "expected"];
+  const REFERENCES = ["answer", "reference", "reference_answer", "target", "gold", "solution", "expected", "text"];
 
   function answers(doc) {
     const replyText = "node" in doc.reply ? doc.nodes[doc.reply.node].text : doc.reply.text;
@@ -165,14 +165,15 @@
     return el(
       "div",
       "answers",
-      el("section", "card", el("h2", "", "Answer"), replyText ? View.longText(replyText, { lines: 16 }) : el("p", "muted", "none")),
-      reference === null ? null : el("section", "card", el("h2", "", "Reference ", el("span", "muted", `task field “${name}”, never shown to the model by the harness`)), View.value(reference)),
+      el("section", "card", el("h2", "", "Answer"), replyText ? View.longText(replyText, { lines: 10 }) : el("p", "muted", "none")),
+      reference === null ? null : el("section", "card", el("h2", "", "Reference ", el("span", "muted", `task field “${name}”`)), View.value(reference, 0, { lines: 10 })),
+      typeof reference === "string" && reference.length > 60 && replyText && replyText !== reference ? el("section", "card wide", View.fold(el("h2", "inline", "From the reference to the answer"), () => View.diff(reference, replyText).node)) : null,
     );
   }
 
   function question(doc) {
     const text = "node" in doc.task.prompt ? doc.nodes[doc.task.prompt.node].text : doc.task.prompt.text;
-    return el("section", "card question", el("h2", "", "Task"), text ? View.longText(text, { lines: 14, chars: 2000 }) : el("p", "muted", "no prompt"));
+    return el("section", "card question", el("h2", "", "Task"), text ? View.longText(text, { lines: 10, chars: 2000 }) : el("p", "muted", "no prompt"));
   }
 
   function record(doc) {

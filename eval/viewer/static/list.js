@@ -171,12 +171,12 @@
   function drawControls() {
     const had = document.activeElement?.id;
     if (!view.search) {
-      view.search = View.el("input", { id: "search", type: "search", placeholder: "Search task, answer, model, error … (/)", "aria-label": "Search", oninput: (e) => set("q", e.target.value) });
-      view.min = number("min", "reward ≥");
-      view.max = number("max", "reward ≤");
+      view.search = View.el("input", { id: "search", type: "search", placeholder: "Search (/)", title: "Words in the task, answer, model, error, file or id", "aria-label": "Search", oninput: (e) => set("q", e.target.value) });
+      view.min = number("min", "min");
+      view.max = number("max", "max");
       view.clear = View.el("button", { type: "button", id: "clear", onclick: () => ((list.filters = {}), changed()) }, "clear");
       view.choices = View.el("span", "choices");
-      view.controls.append(view.search, view.choices, View.el("span", "range", view.min, view.max), view.clear);
+      view.controls.append(view.search, view.choices, View.el("span", "range", "reward", view.min, view.max), view.clear);
     }
     for (const name of ["min", "max"]) if (document.activeElement !== view[name]) view[name].value = list.filters[name] ?? "";
     if (document.activeElement !== view.search) view.search.value = list.filters.q ?? "";
@@ -185,7 +185,7 @@
     if (had?.startsWith("filter-")) document.getElementById(had)?.focus();
   }
 
-  const number = (name, label) => View.el("input", { id: name, type: "number", step: "any", placeholder: label, "aria-label": label, oninput: (e) => set(name, e.target.value) });
+  const number = (name, label) => View.el("input", { id: name, type: "number", step: "any", placeholder: label, "aria-label": "reward, " + label, oninput: (e) => set(name, e.target.value) });
 
   // A choice among the values that the other filters leave, with how many rows each would show.
   function choice(name, label) {
@@ -202,7 +202,7 @@
     const option = (value, text) => View.el("option", { value: "=" + value, selected: value === chosen }, text);
     return View.el(
       "select",
-      { id: "filter-" + name, "aria-label": label, class: chosen === undefined ? "" : "set", onchange: (e) => set(name, e.target.value === "" ? undefined : e.target.value.slice(1)) },
+      { id: "filter-" + name, "aria-label": "reward, " + label, class: chosen === undefined ? "" : "set", onchange: (e) => set(name, e.target.value === "" ? undefined : e.target.value.slice(1)) },
       View.el("option", { value: "" }, "any " + label),
       values.map((value) => option(value, `${value.replaceAll("_", " ") || "(none)"} (${View.count(counts.get(value) || 0)})`)),
     );

@@ -96,8 +96,10 @@
   };
 
   // JSON values as an outline of names and text.
-  View.value = (value, depth = 0) => {
-    if (value === null || typeof value !== "object") return typeof value === "string" && (value.length > 80 || value.includes("\n")) ? View.longText(value, { lines: 12, chars: 1200 }) : View.el("span", "value", String(value));
+  View.value = (value, depth = 0, { lines = 12 } = {}) => {
+    const long = typeof value === "string" && (value.length > 80 || value.includes("\n"));
+    if (long) return View.longText(value, { lines, chars: 1200 });
+    if (value === null || typeof value !== "object") return View.el("span", "value", String(value));
     const entries = Object.entries(value);
     if (!entries.length) return View.el("span", "value muted", Array.isArray(value) ? "[]" : "{}");
     const flat = entries.every(([, item]) => item === null || typeof item !== "object");

@@ -191,13 +191,14 @@
   }
 
   function callList(doc, calls, above) {
-    const longest = Math.max(...calls.map((call) => call.seconds || 0), 0.001);
+    const longest = calls.reduce((most, call) => Math.max(most, call.seconds || 0), 0.001);
+    const shared = sharedStart(calls.map((call) => promptOf(doc, call)).filter(Boolean));
     const box = el("div", "calls");
     const more = el("button", { class: "more", type: "button" });
     let shown = 0;
     const add = () => {
       const next = calls.slice(shown, shown + (shown ? 4 : 1) * CALLS_AT_ONCE);
-      more.before(...next.map((call) => callFold(doc, call, longest, above)));
+      more.before(...next.map((call) => callFold(doc, call, longest, shared, above)));
       shown += next.length;
       more.hidden = shown >= calls.length;
       more.textContent = `show ${View.plural(calls.length - shown, "more call")}`;
@@ -208,13 +209,28 @@
     return box;
   }
 
-  function callFold(doc, call, longest, above) {
+  const promptOf = (doc, call) => call.messages.map((n) => doc.nodes[n]).find((message) => message.role === "user")?.text || "";
+
+  // How many characters all prompts of a batch begin with, up to a word: what follows tells them apart.
+  function sharedStart(prompts) {
+    if (prompts.length < 2) return 0;
+    let length = 20000;
+    for (const prompt of prompts) {
+      let i = 0;
+      while (i < length && i < prompt.length && prompt[i] === prompts[0][i]) i++;
+      length = i;
+    }
+    return Math.max(0, prompts[0].slice(0, length).search(/\S*$/));
+  }
+
+  function callFold(doc, call, longest, shared, above) {
     const messages = call.messages.map((n) => doc.nodes[n]);
-    const prompt = messages.find((message) => message.role === "user");
+    const prompt = promptOf(doc, call);
+    const own = shared > 24 && prompt.length > shared ? "… " + View.firstLine(prompt.slice(shared), 120) : View.firstLine(prompt, 120);
     const last = messages[messages.length - 1];
     const title = [
       el("span", "call-id mono", call.id),
-      el("span", "call-text", prompt ? View.firstLine(prompt.text, 120) : ""),
+      el("span", "call-text", own),
       el("span", "call-text reply-text", call.error ? el("span", "bad", call.error) : last?.sampled ? "→ " + View.firstLine(last.text, 120) : ""),
       el("span", "call-numbers muted", call.tool_calls ? View.plural(call.tool_calls, "tool call") + " · " : "", View.tokens(call.in, call.out)),
       el("span", "bar-box", el("span", "bars", el("span", { class: "seg " + (call.error ? "failed" : "wait"), width: (100 * (call.seconds || 0)) / longest + "%" }))),

@@ -30,6 +30,11 @@ from verifiers.v1.trace import (
 )
 from verifiers.v1.types import AssistantMessage, SystemMessage, ToolCall, ToolMessage, Usage, UserMessage
 
+_SYSTEM = (
+    "You solve tasks by writing Python that runs in a persistent REPL. The input is the variable `context`. "
+    "Write your final reply into answer['content'] and set answer['ready'] = True when it is done. "
+    "llm_batch(prompts) asks a fresh language model each prompt, all at the same time. "
+)
 EPOCH = 1_790_000_000.0
 LIMITS = {"max_turns": 30, "max_sub_calls": 1000, "max_parallel_sub_calls": 32, "episode_seconds": 1800.0}
 
@@ -123,9 +128,7 @@ class Builder:
         node = next(node for node in self.tree if node["path"] == path)
         turn = len(node["turns"])
         if path not in self.tips:
-            system = self.say(
-                None, SystemMessage(content="You work in a Python REPL. " + "Rules. " * 60 + path)
-            )
+            system = self.say(None, SystemMessage(content=_SYSTEM + path))
             prompt = self.trace.task.data.prompt if not path else "Child question of " + path
             self.tips[path] = self.say(system, UserMessage(content=prompt))
         request_id = f"{path}root.{turn}"
@@ -278,10 +281,10 @@ def block(code: str, output: str = "", **fields: Any) -> dict[str, Any]:
 # --- the evaluation in the screenshots ------------------------------------------------------------------
 
 _QUESTIONS = (
-    "In the above data, which label appears most often? Answer with 'Label: <label>'.",
-    "How many of the reviews dated after 2019-03-01 are positive? Answer with 'Answer: <number>'.",
-    "Is the label 'spam' more common, less common or as frequent as 'ham'? Answer with 'Answer: …'.",
-    "On which date does the first question about a location occur? Answer with 'Date: <date>'.",
+    "In the above data, which of the labels is the most common? Give your final answer as 'Label: answer'.",
+    "Which label do the messages of user 4711 have most often? Give your final answer as 'Label: answer'.",
+    "Among messages dated after Jan 14, 2021, which label is the most common? Answer as 'Label: answer'.",
+    "Which label has the later first message? Give your final answer as 'Label: answer'.",
 )
 _CLASSIFY = '''\
 lines = [line for line in context.splitlines() if line.startswith("Date:")]
