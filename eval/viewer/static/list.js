@@ -202,7 +202,7 @@
     const option = (value, text) => View.el("option", { value: "=" + value, selected: value === chosen }, text);
     return View.el(
       "select",
-      { id: "filter-" + name, "aria-label": "reward, " + label, class: chosen === undefined ? "" : "set", onchange: (e) => set(name, e.target.value === "" ? undefined : e.target.value.slice(1)) },
+      { id: "filter-" + name, "aria-label": label, class: chosen === undefined ? "" : "set", onchange: (e) => set(name, e.target.value === "" ? undefined : e.target.value.slice(1)) },
       View.el("option", { value: "" }, "any " + label),
       values.map((value) => option(value, `${value.replaceAll("_", " ") || "(none)"} (${View.count(counts.get(value) || 0)})`)),
     );
