@@ -21,7 +21,7 @@ from pathlib import Path
 
 import psutil
 
-from training.rollout_link import Link, LoopSettings
+from training.rollout_link import ChildError, ChildLink, LoopSettings
 
 _PROCESS_GROUP_VARIABLES = (
     "RANK",
@@ -38,6 +38,10 @@ _PROCESS_GROUP_VARIABLES = (
     "TORCHELASTIC_MAX_RESTARTS",
 )
 """A library that finds these would try to join the trainer's process group. (List as in TRL's own worker.)"""
+
+
+LAST_WORDS_SECONDS = 10.0
+"""Time for the trainer's process to take what this one sent last, its error included."""
 
 
 def kill_tree(pid: int, *, and_itself: bool = True) -> int:
@@ -63,32 +67,29 @@ def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
     return {**kept, **hidden, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def child_main(settings: LoopSettings, link: Link) -> None:
+def child_main(settings: LoopSettings, link: ChildLink) -> None:
     """Target of the spawned process."""
     environment = child_environment(os.environ)
     os.environ.clear()
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: link.stop.set())
+    signal.signal(signal.SIGTERM, lambda *_: setattr(link.counters.stop, "value", 1))
     _log_to(Path(settings.run_dir) / "logs" / "rollouts.log")
-    # Whatever is still in the pipe when the trainer stops reading is not worth blocking this exit for.
-    link.results.cancel_join_thread()
     status = 0
     try:
         # Not asyncio.run: it would wait without end for an episode that ignores its cancellation.
         asyncio.new_event_loop().run_until_complete(_run(settings, link))
     except BaseException as error:
         traceback.print_exc()
-        link.errors.put((type(error).__name__, str(error), traceback.format_exc()))
-        link.errors.close()
-        link.errors.join_thread()
+        link.put(ChildError(type(error).__name__, str(error), traceback.format_exc()))
+        link.close(LAST_WORDS_SECONDS)
         status = 1
     sys.stderr.flush()
     kill_tree(os.getpid(), and_itself=False)
     os._exit(status)
 
 
-async def _run(settings: LoopSettings, link: Link) -> None:
+async def _run(settings: LoopSettings, link: ChildLink) -> None:
     # Imported here: the watch over the parent has to stand before seconds of imports.
     stop = asyncio.Event()
     threading.Thread(
@@ -99,13 +100,12 @@ async def _run(settings: LoopSettings, link: Link) -> None:
     await RolloutLoop(settings, link, stop).run()
 
 
-def _watch(link: Link, loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
+def _watch(link: ChildLink, loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
     """Turns the stop event and the parent's death into the loop's stop, and ends the process when it
     lingers."""
     parent = multiprocessing.parent_process()
-    while not link.stop.wait(0.5):
-        if parent is not None and not parent.is_alive():
-            break
+    while not link.counters.stop.value and (parent is None or parent.is_alive()):
+        time.sleep(0.2)
     try:
         loop.call_soon_threadsafe(stop.set)
     except RuntimeError:  # the loop has ended by itself

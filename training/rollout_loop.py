@@ -34,7 +34,7 @@ from training.advantages import group_advantages
 from training.config import TrainConfig
 from training.progress import Pace, Position, TaskOrder
 from training.rollout_episode import EpisodeFailed, Outcome, episode_reward, run_slot
-from training.rollout_link import GroupResult, Link, LoopSettings
+from training.rollout_link import ChildLink, GroupResult, LoopSettings
 from training.rollout_metrics import group_metrics
 from training.samples import RowCounts, TrainRow, episode_rows, mean_trained_tokens, trained_branches
 from training.trace_store import TraceStore
@@ -90,11 +90,11 @@ class RolloutLoop:
 
     Args:
         settings: what to run.
-        link: queues and counters shared with the trainer's process.
+        link: pipe to and counters shared with the trainer's process.
         stop: set to end the loop.
     """
 
-    def __init__(self, settings: LoopSettings, link: Link, stop: asyncio.Event) -> None:
+    def __init__(self, settings: LoopSettings, link: ChildLink, stop: asyncio.Event) -> None:
         self.config = TrainConfig.model_validate_json(settings.config_json)
         self.settings = settings
         self.link = link
@@ -121,7 +121,8 @@ class RolloutLoop:
             client=train_client(settings.base_url, settings.renderer, settings.renderer_model),
             sampling=self.config.sampling.to_verifiers(),
         )
-        self._first_version: int = link.version.value
+        self.counters = link.counters
+        self._first_version: int = self.counters.version.value
         self._slots = asyncio.Semaphore(self.config.rollout.max_concurrent)
         self._store_lock = asyncio.Lock()
         self._delivered = 0
@@ -148,15 +149,15 @@ class RolloutLoop:
         unfinished = sum(run.unfinished for run in running)
         if self.stop.is_set() or unfinished >= self.config.rollout.max_concurrent:
             return False
-        accepted, taken = self.link.accepted.value, self.link.taken.value
-        self.pace.stepped(self.link.version.value - self._first_version, accepted)
+        accepted, taken = self.counters.accepted.value, self.counters.taken.value
+        self.pace.stepped(self.counters.version.value - self._first_version, accepted)
         expected = sum(not run.outlived for run in running) * self._rows_per_group
         ahead = self._delivered - taken + expected
-        return self.pace.may_start(ahead, accepted, bool(self.link.waiting.value))
+        return self.pace.may_start(ahead, accepted, bool(self.counters.waiting.value))
 
     def _outlived(self, run: GroupRun) -> bool:
         """All of its episodes started with a policy that is too old by now, and it may be started anew."""
-        oldest_usable = self.link.version.value - self.config.rollout.max_staleness
+        oldest_usable = self.counters.version.value - self.config.rollout.max_staleness
         return (
             not run.outlived
             and len(run.versions) >= self.config.grpo.group_size
@@ -177,10 +178,10 @@ class RolloutLoop:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(8, "rollouts"))
         running: dict[asyncio.Task[GroupResult], GroupRun] = {}
         async with self.env.serving():
-            self.link.ready.set()
+            self.counters.ready.value = 1
             try:
                 while not self.stop.is_set():
-                    self.link.heartbeat.value = time.time()
+                    self.counters.heartbeat.value = time.time()
                     for task, run in running.items():
                         if self._outlived(run):
                             run.outlived = True
@@ -208,14 +209,14 @@ class RolloutLoop:
     def _start_anew(self, run: GroupRun) -> None:
         self._restarts[run.group] += 1
         self._again.append(run.group)
-        self.link.results.put(GroupResult(None, [], {"rollout/groups_restarted_total": 1.0}, None))
+        self.link.put(GroupResult(None, [], {"rollout/groups_restarted_total": 1.0}, None))
 
     def _deliver(self, run: GroupRun, result: GroupResult) -> None:
         self._rows_per_group = max(0.5, 0.9 * self._rows_per_group + 0.1 * len(result.rows))
         self._delivered += len(result.rows)
         self._restarts.pop(run.group, None)
         self.order.forget(run.group)
-        self.link.results.put(result)
+        self.link.put(result)
         self._barren_in_a_row = 0 if result.rows else self._barren_in_a_row + 1
         limit = self.config.rollout.max_barren_groups
         if self._barren_in_a_row >= limit:
@@ -241,7 +242,7 @@ class RolloutLoop:
         async with self._slots:
             outcome = await run_slot(
                 lambda: self.env.run_episode(run.task, self.context),
-                version=lambda: self.link.version.value,
+                version=lambda: self.counters.version.value,
                 seconds=self.config.rollout.episode_seconds,
                 retries=self.config.rollout.episode_retries,
                 on_start=run.versions.append,
@@ -297,7 +298,7 @@ class RolloutLoop:
         every = self.config.traces.every_groups
         if not every or run.group % every:
             return
-        now = self.link.version.value
+        now = self.counters.version.value
         episodes = []
         for outcome in outcomes:
             if outcome.episode is None:

@@ -29,7 +29,7 @@ from trl.experimental.async_grpo.async_rollout_worker import RolloutSample
 from training.config import TrainConfig
 from training.progress import Position
 from training.rollout_child import child_main, kill_tree
-from training.rollout_link import GroupResult, Link, LoopSettings, MetricValue
+from training.rollout_link import GroupResult, LoopSettings, MetricValue, ParentLink
 from training.samples import TrainRow
 
 POLL_SECONDS = 0.2
@@ -119,7 +119,8 @@ class RolloutWorker:
     ) -> None:
         self._config = config
         self._context = multiprocessing.get_context("spawn")
-        self._link = Link(self._context)
+        self._link = ParentLink(self._context)
+        self._counters = self._link.counters
         self._process: Any = None
         self._stop_requested = stop_requested
         self._health_checks = tuple(health_checks)
@@ -158,11 +159,13 @@ class RolloutWorker:
         """
         if self._process is not None:
             return
-        self._link.heartbeat.value = time.time()
+        self._counters.heartbeat.value = time.time()
         self._process = self._new_process()
         self._process.start()
+        self._link.started()
         deadline = time.monotonic() + self._config.rollout.start_seconds
-        while not self._link.ready.wait(POLL_SECONDS):
+        while not self._counters.ready.value:
+            time.sleep(0.05)
             self._check_process()
             if time.monotonic() > deadline:
                 raise TimeoutError(
@@ -175,10 +178,10 @@ class RolloutWorker:
         process, self._process = self._process, None
         if process is None:
             return
-        self._link.stop.set()
+        self._counters.stop.value = 1
         deadline = time.monotonic() + self._config.rollout.stop_seconds
         while process.is_alive() and time.monotonic() < deadline:
-            self._drain()  # a child that has rows to hand over ends only when somebody takes them
+            self._link.drain()  # what it still sends has to be taken
             process.join(0.1)
         if process.is_alive():
             kill_tree(process.pid)
@@ -186,7 +189,7 @@ class RolloutWorker:
 
     def update_model_version(self, model_version: int) -> None:
         """The server has new weights."""
-        self._link.version.value = model_version
+        self._counters.version.value = model_version
         # Steps end with a sync, and no row is taken between the two: this is the state as of a finished step.
         self._state = self._current_state()
 
@@ -195,7 +198,7 @@ class RolloutWorker:
         for check in self._health_checks:
             check()
         self._check_process()
-        age = time.time() - self._link.heartbeat.value
+        age = time.time() - self._counters.heartbeat.value
         limit = min(stale_after_s, self._config.rollout.stale_seconds)
         if self._process is not None and age > limit:
             raise RolloutProcessDied(
@@ -207,19 +210,18 @@ class RolloutWorker:
 
     def next_group(self, timeout: float) -> GroupResult | None:
         """The next finished group, or None after `timeout` seconds; hands its measurements on."""
-        try:
-            result: GroupResult = self._link.results.get_nowait()
-        except queue.Empty:
+        result = self._link.receive(0.0)
+        if result is None:
             if self._stop_requested():
-                raise StopRequested from None
+                raise StopRequested
             self.check_health(self._config.rollout.stale_seconds)
-            self._link.waiting.value = 1
+            self._counters.waiting.value = 1
             try:
-                result = self._link.results.get(timeout=timeout)
-            except queue.Empty:
-                return None
+                result = self._link.receive(timeout)
             finally:
-                self._link.waiting.value = 0
+                self._counters.waiting.value = 0
+            if result is None:
+                return None
         self.metrics_queue.put(result.metrics)
         if result.reference_tokens is not None:
             self._reference_tokens = result.reference_tokens
@@ -232,14 +234,14 @@ class RolloutWorker:
 
     def accept(self, row: TrainRow) -> bool:
         """Counts `row` as taken; False when it is too old to be used."""
-        self._link.taken.value += 1
+        self._counters.taken.value += 1
         self._rows_left[row.group] -= 1
-        staleness = self._link.version.value - row.version
+        staleness = self._counters.version.value - row.version
         if staleness > self._config.rollout.max_staleness:
             self.metrics_queue.put({"rollout/rows_stale_total": 1.0})
             self._settle(row.group)
             return False
-        self._link.accepted.value += 1
+        self._counters.accepted.value += 1
         self._fetched_ahead.append(row.group)
         if len(self._fetched_ahead) > self._ahead_rows:
             self._settle(self._fetched_ahead.popleft())
@@ -261,7 +263,7 @@ class RolloutWorker:
     def _current_state(self) -> dict[str, Any]:
         return {
             "position": self._position.to_dict(),
-            "model_version": int(self._link.version.value),
+            "model_version": int(self._counters.version.value),
             "reference_tokens": self._reference_tokens,
         }
 
@@ -275,24 +277,19 @@ class RolloutWorker:
     def _new_process(self) -> Any:
         # A daemon, so that an exit of the trainer's process that skips `stop` still ends it.
         return self._context.Process(
-            target=child_main, args=(self._settings, self._link), name="rollouts", daemon=True
+            target=child_main, args=(self._settings, self._link.child()), name="rollouts", daemon=True
         )
-
-    def _drain(self) -> None:
-        try:
-            while True:
-                self._link.results.get_nowait()
-        except queue.Empty:
-            pass
 
     def _check_process(self) -> None:
         if self._process is None or self._process.is_alive():
             return
-        try:
-            kind, text, trace = self._link.errors.get(timeout=1.0)
-        except queue.Empty:
+        self._link.drain()
+        error = self._link.error
+        if error is None:
             raise RolloutProcessDied(
                 f"the rollout process died with exit code {self._process.exitcode} and left no error "
                 f"(killed for memory?); see {self._settings.run_dir}/logs/rollouts.log"
-            ) from None
-        raise RolloutProcessDied(f"the rollout process failed with {kind}: {text}") from RuntimeError(trace)
+            )
+        raise RolloutProcessDied(
+            f"the rollout process failed with {error.kind}: {error.text}"
+        ) from RuntimeError(error.trace)

@@ -1,4 +1,5 @@
-"""The order of tasks, the resume position, and the pace: by hand, and in simulations that look for deadlock."""
+"""The order of tasks, the resume position, and the pace: by hand, and in simulations that look for
+deadlock."""
 
 from __future__ import annotations
 
@@ -87,14 +88,17 @@ def test_on_policy_makes_nothing_beyond_the_step():
     assert not pace.may_start(3, accepted=5, waiting=True)
 
 
-def simulate(rng, *, rows_per_step, ahead_rows, max_staleness, steps, slots, fixed, group_rows):
-    """A trainer and a worker as state machines; returns (most rows old on arrival, ticks). Raises on deadlock.
+def simulate(
+    rng, *, rows_per_step, ahead_rows, max_staleness, steps, slots, fixed, group_rows, pace_class=Pace
+):
+    """A trainer and a worker as state machines; returns (most rows old on arrival, ticks). Raises on
+    deadlock.
 
-    The worker starts groups as `Pace` allows; each takes a random time and gives a random number of rows, often
-    none. The trainer takes rows as they come, drops stale ones, and steps when it has enough.
+    The worker starts groups as `Pace` allows; each takes a random time and gives a random number of rows,
+    often none. The trainer takes rows as they come, drops stale ones, and steps when it has enough.
     """
     guess = rows_per_step if fixed else max(1, rows_per_step // 3)
-    pace = Pace(guess, ahead_rows, max_staleness, steps, fixed=fixed)
+    pace = more.get("pace_class", Pace)(guess, ahead_rows, max_staleness, steps, fixed=fixed)
     version = accepted = delivered = taken = ticks = 0
     held = 0  # rows that the trainer has for the step at hand, those fetched ahead included
     buffer, running = [], []
@@ -102,7 +106,9 @@ def simulate(rng, *, rows_per_step, ahead_rows, max_staleness, steps, slots, fix
     used = []
     while version < steps:
         ticks += 1
-        assert ticks < 20_000, f"deadlock at version {version}: {held} held, {len(buffer)} buffered, {running}"
+        assert ticks < 20_000, (
+            f"deadlock at version {version}: {held} held, {len(buffer)} buffered, {running}"
+        )
         # trainer
         need = rows_per_step + ahead_rows
         while buffer and held < need:
@@ -145,7 +151,9 @@ def simulate(rng, *, rows_per_step, ahead_rows, max_staleness, steps, slots, fix
     group_rows=st.sampled_from([[0, 4], [1], [0, 0, 0, 1], [8, 50], [0, 3, 200]]),
 )
 @settings(max_examples=150, deadline=None)
-def test_no_deadlock(seed, rows_per_step, ahead_rows, max_staleness, slots, fixed, group_rows):
+def test_no_deadlock(
+    seed, rows_per_step, ahead_rows, max_staleness, slots, fixed, group_rows, pace_class=Pace
+):
     oldest, _ = simulate(
         random.Random(seed),
         rows_per_step=rows_per_step,
@@ -159,29 +167,17 @@ def test_no_deadlock(seed, rows_per_step, ahead_rows, max_staleness, slots, fixe
     assert oldest <= max_staleness
 
 
+class Blind(Pace):
+    """Ignores what the loader fetches ahead, and that the trainer waits."""
+
+    def room(self, accepted, waiting):
+        return self.rows_per_step * (self._steps + 1) - accepted
+
+    def may_start(self, ahead, accepted, waiting):
+        return ahead < self.room(accepted, waiting)
+
+
 def test_the_simulation_notices_a_deadlock():
-    """A pace that ignores what the loader fetches ahead is the known deadlock."""
+    sizes = {"rows_per_step": 8, "ahead_rows": 4, "max_staleness": 0, "steps": 3}
     with pytest.raises(AssertionError, match="deadlock"):
-
-        class Blind(Pace):
-            def room(self, accepted, waiting):
-                return self.rows_per_step * (self._steps + 1) - accepted
-
-            def may_start(self, ahead, accepted, waiting):
-                return ahead < self.room(accepted, waiting)
-
-        original = Pace
-        globals()["Pace"] = Blind
-        try:
-            simulate(
-                random.Random(0),
-                rows_per_step=8,
-                ahead_rows=4,
-                max_staleness=0,
-                steps=3,
-                slots=4,
-                fixed=True,
-                group_rows=[1],
-            )
-        finally:
-            globals()["Pace"] = original
+        simulate(random.Random(0), slots=4, fixed=True, group_rows=[1], pace_class=Blind, **sizes)

@@ -20,7 +20,6 @@ from verifiers.v1.trace import AgentInfo, ModelCall, Trace, TraceTask
 from tests.fakes import FakeModelServer
 from tests.fakes.policies import SUB, fence, finish, is_sub
 from tests.rlm_env.episodes import demo, harness_config
-from training.replay import load_rows, save_rows
 from training.samples import (
     BranchTokens,
     TraceTokensError,
@@ -33,7 +32,8 @@ from training.samples import (
 
 
 class RecordingServer(FakeModelServer):
-    """Also keeps what it answered to each generate request: (prompt ids, completion ids, log-probabilities)."""
+    """Also keeps what it answered to each generate request: (prompt ids, completion ids,
+    log-probabilities)."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -66,7 +66,8 @@ async def run_episode(policy, tokenizer, checkpoint, **settings):
 
 
 def conversations(exchanges):
-    """The rows that the server's record implies, by chaining requests whose prompt extends an earlier exchange."""
+    """The rows that the server's record implies, by chaining requests whose prompt extends an earlier
+    exchange."""
     rows = []
     for prompt, completion, logprobs in exchanges:
         home = None
@@ -111,8 +112,8 @@ async def test_rows_are_what_the_server_saw(tiny_tokenizer, tiny_checkpoint):
 
 
 async def test_equal_sub_calls_are_each_trained_once(tiny_tokenizer, tiny_checkpoint):
-    """Two sub-calls with one prompt and one reply: whether or not verifiers lets them share message nodes, each
-    sampled token of the trace is trained exactly once."""
+    """Two sub-calls with one prompt and one reply: whether or not verifiers lets them share message nodes,
+    each sampled token of the trace is trained exactly once."""
     code = f'llm_batch(["{SUB}same", "{SUB}same"])'
 
     def policy(request):
@@ -301,7 +302,8 @@ def trl_loss(rows, log_probs, clip=0.2):
 )
 @settings(max_examples=40, deadline=None)
 def test_weights_against_an_independent_computation(sizes, seed):
-    """`episode` makes TRL's token mean equal to R/N times the sum over episodes of each one's own token mean."""
+    """`episode` makes TRL's token mean equal to R/N times the sum over episodes of each one's own token
+    mean."""
     rng = np.random.default_rng(seed)
     advantages = rng.normal(size=len(sizes))
     episodes = [[branch("root" if i == 0 else "sub", 2, n) for i, n in enumerate(rows)] for rows in sizes]
@@ -331,24 +333,6 @@ def test_weights_against_an_independent_computation(sizes, seed):
         )
     ]
     assert {row.advantage for row in plain} == set(map(float, advantages))
-
-
-def test_rows_survive_a_file(tmp_path):
-    rows = [
-        *episode_rows(EPISODE_A, 0.25, weighting="token", reference_tokens=1, version=3, group=7),
-        *episode_rows(EPISODE_B, -0.25, weighting="token", reference_tokens=1, version=4, group=7),
-    ]
-    save_rows(tmp_path / "rows.npz", rows)
-    for row, again in zip(rows, load_rows(tmp_path / "rows.npz"), strict=True):
-        for name in ("input_ids_T", "mask_T", "logprobs_T"):
-            assert np.array_equal(getattr(row, name), getattr(again, name))
-            assert getattr(row, name).dtype == getattr(again, name).dtype
-        assert (row.advantage, row.version, row.group, row.kind) == (
-            again.advantage,
-            again.version,
-            again.group,
-            again.kind,
-        )
 
 
 def test_a_row_as_trl_takes_it():

@@ -1,8 +1,8 @@
 """A taskset and harness whose episodes do what their task says: answer, fail, hang, or refuse to end.
 
-A task's prompt is `<behaviour> <number>`. The harness plays a root conversation of two turns with sub-calls in
-between, over real HTTP against the interception endpoint, with the RLM's request ids. The reward is 1 when the
-root's last reply contains `good`.
+A task's prompt is `<behaviour> <number>`. The harness plays a root conversation of two turns with sub-calls
+in between, over real HTTP against the interception endpoint, with the RLM's request ids. The reward is 1 when
+the root's last reply contains `good`.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ from itertools import count
 
 import httpx
 import verifiers.v1 as vf
+from pydantic import Field
 from verifiers.v1.runtimes import ProgramResult
 
 __all__ = ["ToyHarness", "ToyTaskset"]
@@ -27,7 +28,7 @@ class ToyTask(vf.Task[ToyData]):
 
 class ToyConfig(vf.TasksetConfig):
     id: str = "toy_rollouts"
-    behaviours: list[str] = ["answer"]
+    behaviours: list[str] = Field(["answer"])
     """Behaviour of task i is `behaviours[i % len]`."""
     num_tasks: int = 6
     """0: without end."""
