@@ -121,8 +121,8 @@ class DeepDiveTaskset(vf.Taskset[DeepDiveTask, DeepDiveConfig]):
 
     @classmethod
     def toolsets(cls, config: DeepDiveConfig) -> list[vf.Toolset]:
-        """One server for all episodes. Raises ValueError, before anything is spent, for what would fail later:
-        no key to search with, no key for the judge, a cache folder that cannot be written."""
+        """One server for all episodes. Raises ValueError, before anything is spent, for what would fail
+        later: no key to search with, no key for the judge, a cache folder that cannot be written."""
         tools = config.tools
         backend: Literal["web", "mini"] = "mini" if config.split == "mini" else "web"
         key = ""
@@ -143,6 +143,7 @@ def _check_judge(judge: DeepDiveJudgeConfig) -> None:
     host = urlsplit(judge.base_url).hostname or ""
     if host.endswith("pinference.ai") and resolve_api_key(judge) == "EMPTY":
         raise ValueError(
-            f"the judge at {judge.base_url} needs a key in the environment variable {judge.api_key_var}; or set "
-            'taskset.task.judge.base_url (any OpenAI-compatible endpoint), or taskset.task.scoring = "exact"'
+            f"the judge at {judge.base_url} needs a key in the environment variable {judge.api_key_var}; "
+            "or set taskset.task.judge.base_url (any OpenAI-compatible endpoint), or "
+            'taskset.task.scoring = "exact"'
         )

@@ -113,39 +113,37 @@ async def test_parallel_sub_llms_are_counted_to_the_last_call() -> None:
         )
 
 
-JUDGED = {
-    "scoring": "judge",
-    "judge": {"api_key_var": "NONE", "model": "judge", "attempts": 2, "backoff_seconds": 0},
-}
-
-
-@pytest.mark.parametrize(
-    ("verdict", "ok"), [("VERDICT: CORRECT", True), ("VERDICT: INCORRECT", True), ("no idea", False)]
-)
-async def test_a_judge_that_fails_is_an_error_of_the_episode(verdict: str, ok: bool) -> None:
-    seen: list[ChatRequest] = []
+async def test_a_judge_that_fails_is_an_error_of_the_episode() -> None:
+    """Three questions, three kinds of judge: right, wrong, and no verdict. The judge goes by the question."""
+    verdicts = ["VERDICT: CORRECT", "VERDICT: INCORRECT", "no idea"]
+    asked = [task.data.question for task in DeepDiveTaskset(DeepDiveConfig(split="mini", num_tasks=3))]
+    seen: list[str] = []
 
     def judge(request: ChatRequest) -> str:
-        seen.append(request)
-        return verdict
+        (message,) = request.messages
+        seen.append(message["content"])
+        (index,) = (n for n, question in enumerate(asked) if question in message["content"])
+        return verdicts[index]
 
     async with FakeModelServer(judge) as server:
-        settings = {**JUDGED, "judge": {**JUDGED["judge"], "base_url": server.base_url}}  # type: ignore[dict-item]
-        (episode,), _ = await run(lambda request: r"\boxed{the Undine}", {"scaffold": "llm"}, task=settings)
-    (trace,) = episode.traces
-    assert episode.ok is ok
-    assert trace.ok is ok
-    assert "research" in seen[0].messages[0]["content"]
-    assert '"the Undine"' in seen[0].messages[0]["content"]
-    assert "tool" not in json.dumps(seen[0].messages), "nothing of the episode but the answer"
-    if ok:
-        assert trace.rewards["correct"].score == float(verdict == "VERDICT: CORRECT")
-        assert trace.metrics["judged_by_llm"] == 1
-        assert trace.info["deepdive"]["scoring"] == {
-            "by": "llm_judge", "model": "judge", "answer": "the Undine"}  # fmt: skip
-    else:
-        assert len(seen) == 2
-        assert "JudgeFailure" in trace.errors[-1].message or "no verdict" in trace.errors[-1].message
+        settings = {"base_url": server.base_url, "api_key_var": "NONE", "model": "judge", "attempts": 2}
+        episodes, _ = await run(
+            lambda request: r"After some thought: \boxed{the Undine}",
+            {"scaffold": "llm"},
+            episodes=3,
+            task={"scoring": "judge", "judge": {**settings, "backoff_seconds": 0}},
+        )
+    traces = [episode.traces[0] for episode in episodes]
+    assert [trace.task.data.question for trace in traces] == asked
+    assert [episode.ok for episode in episodes] == [True, True, False]
+    assert [trace.rewards["correct"].score for trace in traces[:2]] == [1, 0]
+    assert "no verdict" in traces[2].errors[-1].message
+    assert len(seen) == 4, "once each, and once more for the one that gave no verdict"
+    assert all('Given answer: "the Undine"' in text for text in seen)
+    assert not any("some thought" in text or "search_web" in text for text in seen), "the answer and no more"
+    assert all(trace.metrics["judged_by_llm"] == 1 for trace in traces[:2])
+    record = {"by": "llm_judge", "model": "judge", "answer": "the Undine"}
+    assert traces[0].info["deepdive"]["scoring"] == record
 
 
 async def test_the_web_server_process(
