@@ -116,7 +116,7 @@ class ScriptedServer:
         if self._tokenizer is None:
             raise web.HTTPNotImplemented(text="this scripted server has no tokenizer")
         body = await http.json()
-        prompt = self._tokenizer.decode(body["token_ids"], skip_special_tokens=False)
+        prompt = str(self._tokenizer.decode(body["token_ids"], skip_special_tokens=False))
         messages = [{"role": role, "content": text} for role, text in _TURN.findall(prompt)]
         reply = self.reply(body["model"], messages)
         ids = [*self._tokenizer.encode(reply, add_special_tokens=False), self._tokenizer.eos_token_id]

@@ -16,17 +16,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import verifiers.v1 as vf
 from datasets import Dataset
 from pydantic import Field
 from pydantic_config import BaseConfig
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, TrainerCallback
+from transformers.trainer_callback import PrinterCallback
 from trl import SFTConfig, SFTTrainer
 from verifiers.v1.utils.loaders import load_environment
 
@@ -34,9 +34,16 @@ from rlm_env.prompts import sub_system
 from training.behaviours import Plan, make_plans
 from training.renderer import renderer_config_for
 from training.rollout_episode import check_episode, episode_reward
+from training.run_setup import PhaseClock
 from training.samples import BranchTokens, episode_branches
 from training.scripted_server import MODEL_PREFIX, ScriptedServer
-from training.tiny_policy import TinyPolicyConfig, build_model, save_policy, train_tokenizer
+from training.tiny_policy import (
+    TinyPolicyConfig,
+    build_model,
+    parameter_count,
+    save_policy,
+    train_tokenizer,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -241,6 +248,7 @@ def imitate(
         processing_class=tokenizer,
         callbacks=list(callbacks),
     )
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     tail = losses[-max(1, len(losses) // 10) :]
@@ -253,6 +261,8 @@ class Warmstart:
 
     model_dir: Path
     """The checkpoint."""
+    parameters: int
+    """Size of the policy."""
     episodes: list[ScriptedEpisode]
     """The imitated episodes."""
     rows: int
@@ -261,6 +271,16 @@ class Warmstart:
     """Tokens that carried loss, per epoch."""
     loss: float
     """Final loss in nats per token."""
+
+    @property
+    def reward(self) -> float:
+        """Mean reward of the imitated episodes."""
+        return sum(scripted.reward for scripted in self.episodes) / len(self.episodes)
+
+    @property
+    def behaviours(self) -> dict[str, tuple[int, float]]:
+        """See `rewards_by_behaviour`."""
+        return rewards_by_behaviour(self.episodes)
 
 
 async def build_tokenizer(
@@ -279,6 +299,8 @@ def warm_start(
     *,
     seed: int,
     max_tokens: int | None = None,
+    clock: PhaseClock | None = None,
+    say: Callable[[str], None] = logger.info,
 ) -> Warmstart:
     """Builds the tiny policy, records the scripted episodes and imitates them; see the module docstring.
 
@@ -288,23 +310,60 @@ def warm_start(
         config: sizes and amounts.
         seed: of plans, weights and row order.
         max_tokens: longest completion.
+        clock: times the phases `tokenizer`, `scripted_episodes` and `imitation`.
+        say: told of progress, a line at a time.
     """
-    tokenizer = asyncio.run(build_tokenizer(env_config, config, seed))
-    model = build_model(config.policy, tokenizer, seed)
-    save_policy(model_dir, model, tokenizer)
-    plans = make_plans(config.episodes, seed, config.mixture)
-    episodes = asyncio.run(
-        record(
+    clock = clock or PhaseClock()
+    with clock.phase("tokenizer"):
+        tokenizer = asyncio.run(build_tokenizer(env_config, config, seed))
+        model = build_model(config.policy, tokenizer, seed)
+        save_policy(model_dir, model, tokenizer)
+    size = parameter_count(model)
+    say(f"tokenizer of {len(tokenizer)} tokens, policy of {size:,} parameters")
+
+    with clock.phase("scripted_episodes"):
+        plans = make_plans(config.episodes, seed, config.mixture)
+        recording = record(
             env_config,
             plans,
             model_dir=model_dir,
             max_tokens=max_tokens,
             max_concurrent=config.max_concurrent,
         )
+        episodes = asyncio.run(recording)
+        rows = conversations_of(episodes)
+    rewarded = sum(scripted.reward for scripted in episodes)
+    say(
+        f"{len(episodes)} scripted episodes, {rewarded:.0f} of them rewarded; imitating all, "
+        f"{len(rows)} conversations, {sum(len(row.input_ids_T) for row in rows):,} tokens"
     )
-    rows = conversations_of(episodes)
-    loss = imitate(model, tokenizer, rows, config, seed=seed, work_dir=model_dir.with_name("warmstart"))
-    # A trainer may leave its own settings on the model; the checkpoint is that of an ordinary policy.
-    model.config.use_cache = True
-    save_policy(model_dir, model.to(torch.float32), tokenizer)
-    return Warmstart(model_dir, episodes, len(rows), sum(row.trained for row in rows), loss)
+
+    with clock.phase("imitation"):
+        loss = imitate(
+            model,
+            tokenizer,
+            rows,
+            config,
+            seed=seed,
+            work_dir=model_dir.with_name("warmstart"),
+            callbacks=[_EpochLines(say)],
+        )
+        save_policy(model_dir, model, tokenizer)
+    return Warmstart(model_dir, size, episodes, len(rows), sum(row.trained for row in rows), loss)
+
+
+class _EpochLines(TrainerCallback):
+    """Says the mean loss of each epoch."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._losses: list[float] = []
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs:
+            self._losses.append(float(logs["loss"]))
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        loss = sum(self._losses) / max(1, len(self._losses))
+        self._losses.clear()
+        self._say(f"imitation: epoch {round(state.epoch)}/{round(args.num_train_epochs)}, loss {loss:.3f}")
