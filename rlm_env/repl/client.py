@@ -20,6 +20,7 @@ import math
 import re
 import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
+from types import NoneType
 from typing import Any, Literal
 
 from verifiers.v1.runtimes.base import Runtime, RuntimeProcess
@@ -356,6 +357,8 @@ class ReplClient:
                 self.answer,
             )
         self._worker = await self._open()
+        if self._closed:
+            raise ReplError("the REPL was closed during a call")  # run() kills the worker
 
     async def close(self) -> None:
         """Kill the worker and all that it started. May be called any number of times, also during a run,
@@ -379,7 +382,7 @@ class _Call:
         self.number = client._run_number
         self.code = code
         self.requests: dict[asyncio.Task[None], int] = {}
-        self.pending = 0
+        self.handling: set[int] = set()
         """Requests that the handler is working on: while there are any, the clock stands."""
         self.started = self.loop.time()
         self.waited = 0.0
@@ -400,7 +403,7 @@ class _Call:
         """Seconds until something has to be done about the code; None while the clock stands."""
         if self.interrupted_at is not None:
             return self.interrupted_at + self.config.interrupt_grace_seconds - self.loop.time()
-        return None if self.pending else self.config.call_seconds - self.seconds()
+        return None if self.handling else self.config.call_seconds - self.seconds()
 
     async def run(self) -> ReplResult:
         send = asyncio.create_task(self.worker.write(pack_json("X", {"run": self.number, "code": self.code})))
@@ -409,17 +412,16 @@ class _Call:
                 result = await self._until_result(send)
             except Died as died:
                 return await self._after_death(str(died))
-            return self._result(result)
+            await self._drop_requests()
+            return result
         finally:
-            tasks = [send, *self.requests]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await _cancel([send, *self.requests])
 
-    async def _until_result(self, send: asyncio.Task[None]) -> dict[str, Any]:
+    async def _until_result(self, send: asyncio.Task[None]) -> ReplResult:
         while True:
             # Frames that are here already come first, as long as there is room for their requests.
-            while self.pending < self.config.max_pending and (frame := self.worker.next()) is not None:
+            # Requests count until their reply is taken, so one that takes none cannot pile them up here.
+            while len(self.requests) < self.config.max_pending and (frame := self.worker.next()) is not None:
                 if (result := self._handle(frame)) is not None:
                     return result
             left = self.left()
@@ -431,7 +433,7 @@ class _Call:
                 waits.add(send)
             elif (error := send.exception()) is not None:
                 raise error
-            if self.pending < self.config.max_pending:
+            if len(self.requests) < self.config.max_pending:
                 waits.add(self.worker.reading())
             done, _ = await asyncio.wait(waits, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             if self.client._closed:
@@ -449,9 +451,7 @@ class _Call:
                 f"limit of {self.config.call_seconds:g} s"
             )
         self.interrupted_at = self.loop.time()
-        for task in self.requests:  # answers that are made but not taken
-            task.cancel()
-        await asyncio.gather(*self.requests, return_exceptions=True)
+        await _cancel(list(self.requests))  # answers that are made but not taken
         self.requests.clear()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.config.interrupt_grace_seconds):
@@ -459,8 +459,8 @@ class _Call:
 
     # Frames.
 
-    def _handle(self, frame: Frame) -> dict[str, Any] | None:
-        """Act on one frame; returns the body of the result that ends the call."""
+    def _handle(self, frame: Frame) -> ReplResult | None:
+        """Act on one frame; returns the result when it is the frame that ends the call."""
         body = frame.body
         try:
             if frame.kind == "Q":
@@ -476,9 +476,9 @@ class _Call:
                 limit = self.config.output_chars
                 self.output = (head[:limit], tail[-limit:], total)
             elif frame.kind == "R":
-                if field(body, "run", int) == self.number:
-                    return body
-                raise BadFrame("the result of another call")
+                if field(body, "run", int) != self.number:
+                    raise BadFrame("the result of another call")
+                return self._result(body)
             elif frame.kind == "D":
                 raise Died(field(body, "reason", str)[:500])
             else:
@@ -496,8 +496,10 @@ class _Call:
             raise BadFrame(f"request {number} is sent twice")
         if self.waiting_since is None:
             self.waiting_since = self.loop.time()
-        self.pending += 1
-        self.requests[asyncio.create_task(self._answer(number, name, payload))] = number
+        self.handling.add(number)
+        task = asyncio.create_task(self._answer(number, name, payload))
+        task.add_done_callback(lambda _: self._handled(number))  # also of a task cancelled before it began
+        self.requests[task] = number
 
     async def _answer(self, number: int, name: str, payload: dict[str, Any]) -> None:
         try:
@@ -505,27 +507,41 @@ class _Call:
         finally:
             # The clock goes on before the reply is written: a process that does not read its replies must
             # not stop it.
-            self.pending -= 1
-            if self.pending == 0 and self.waiting_since is not None:
-                self.waited += self.loop.time() - self.waiting_since
-                self.waiting_since = None
+            self._handled(number)
         with contextlib.suppress(Died):  # the reader sees the death too
             await self.worker.write(pack_json("A", {"id": number, "reply": reply}))
+
+    def _handled(self, number: int) -> None:
+        self.handling.discard(number)
+        if not self.handling and self.waiting_since is not None:
+            self.waited += self.loop.time() - self.waiting_since
+            self.waiting_since = None
+
+    async def _drop_requests(self) -> None:
+        """Threads may be waiting for replies when the call that started them ends: let them fail."""
+        numbers = list(self.requests.values())
+        await _cancel(list(self.requests))
+        self.requests.clear()
+        error = {"type": "CallEnded", "message": "the code ended before this request was answered"}
+        with contextlib.suppress(TimeoutError, Died):
+            async with asyncio.timeout(1):
+                for number in numbers:
+                    await self.worker.write(pack_json("A", {"id": number, "reply": {"error": error}}))
 
     # Ends.
 
     def _result(self, body: dict[str, Any]) -> ReplResult:
-        client = self.client
-        error = body.get("error")
-        if error is not None:
-            error = str(error)[:200]
-        if body.get("answer") is not None:
-            answer = field(body, "answer", dict)
-            content = field(answer, "content", str)[: self.config.answer_chars]
-            client.answer = Answer(content, field(answer, "ready", bool))
+        """Raises BadFrame, and then changes nothing."""
+        error = field(body, "error", (str, NoneType))
         restored = strings(body, "restored", 1000, 100)
         notes = strings(body, "notes", 100, 500)
-        client._names = strings(body, "names", MAX_NAMES, 80)
+        names = strings(body, "names", MAX_NAMES, 80)
+        answer = self.client.answer
+        if field(body, "answer", (dict, NoneType)) is not None:
+            content = field(body["answer"], "content", str)[: self.config.answer_chars]
+            answer = Answer(content, field(body["answer"], "ready", bool))
+        self.client.answer, self.client._names = answer, names
+        error = error[:200] if error is not None else None
         return self._make(error=error, restored=restored, notes=notes)
 
     async def _after_death(self, reason: str) -> ReplResult:
@@ -564,6 +580,12 @@ class _Call:
             answer=self.client.answer,
             notes=notes,
         )
+
+
+async def _cancel(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 # --- checks of what the host's side hands over ---

@@ -139,6 +139,9 @@ class Plan:
         else:
             argv += ["--unshare-user", "--uid", "1000", "--gid", "1000"]
         links, binds = view(self.interpreter)
+        for folder in _parents([*binds, f"{INSIDE}/__pycache__/x", "/dev/x"]):
+            # Those that bubblewrap makes itself may be closed to everyone but root.
+            argv += ["--perms", "0755", "--dir", folder]
         for path, target in links:
             argv += ["--symlink", target, path]
         for path in binds:
@@ -225,6 +228,12 @@ def view(python: Interpreter) -> tuple[list[tuple[str, str]], list[str]]:
         if os.path.isdir(path) and not covered and not os.path.islink(path):
             binds.append(path)
     return links, binds
+
+
+def _parents(paths: Sequence[str]) -> list[str]:
+    """Every folder above the given paths that is not itself one of them, outermost first."""
+    above = {str(folder) for path in paths for folder in Path(path).parents} - {"/", *paths}
+    return sorted(above, key=len)
 
 
 # --- the choice ---

@@ -50,7 +50,7 @@ class _Compare(ctypes.Structure):
     )
 
 
-_EQ, _GT, _MASKED_EQ = 4, 6, 7
+_NE, _EQ, _GT, _MASKED_EQ = 1, 4, 6, 7
 _ALLOW, _KILL_PROCESS, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _ARCH_TOKEN = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
@@ -89,6 +89,8 @@ def compile_program() -> bytes:
     deny("socket", errno.EAFNOSUPPORT, _Compare(0, _GT, 10, 0))
     for family in range(3, 10):
         deny("socket", errno.EAFNOSUPPORT, _Compare(0, _EQ, family, 0))
+    # The limits of other processes, such as the supervisor's (the same user id may set those of its own).
+    deny("prlimit64", errno.EPERM, _Compare(0, _NE, 0, 0))
     with tempfile.TemporaryFile() as file:
         _check(library.seccomp_export_bpf(context, file.fileno()))
         file.seek(0)
@@ -108,14 +110,15 @@ def program(machine: str) -> bytes | None:
 
 
 PROGRAM = """
-eNpd1NlvTGEYx/FvR7epRltxECkZS1elre5V1UVttSsiKVFU0dr3tbXvu1riQuy6aaUJ4sqVv8CN5YIQN4K4EdzUe37zYsxJJp+cZ868533e
-35PxAaHm40BZMTzz4b9yIMRQYurtPeZyuEKtnrtMnbxEs2w2FdeLXJUXuCbPc12e44Y8yy15htvyNHfkKe7Kk9yTJ7gvj9Mij9Eqj9Imj9Au
-D9MhD9EpD9IlD9At9/NC7uO9bOKzbOSL3Mt3uYcfcjc/5S5+yZ06AYcdxMrt9JfbGCC3kiq3kCY3ky43kSE3kik3kC3XkyvXkSfXki/XUCAb
-KJH1lMrVlMtVVMiVtMg6WuUK2mQt7XI5HXIZD+RSOmUNXXIJD+V4uuViHslFPJHVPJUl5Kv/6voU/1w0PA6YC4cF9JXzSZLzSJZV+J+fS5ac
-Q6GcTZGcRaWcyUI5w+zMdbrpzHWa6dS10nTuOtWcmOsUc7Kuk81Ju04yk+M60c5VBTflBDsn5XZOyngpS3mFv6/X+Pt/K4t5J8fxQRbxUY7l
-kyy081Jg5yWfrzKPbzKXcJ1XDpEyG6/MIkqOIVpm0kdmECPT7TyNJk6OYqBMY5AcSbxMJVGm2NyTbe5JNvdEm3uCzX2EzX24zX2YzX2ozZ0Q
-N/dws/dEwsz9EJv/YJt/vM2f+DfmGTfvfuZT9Td3xat67L+6+X9wZFDd52hK8AXVYx1iZFA90iFaBtVDHbwyqO5x1Ame/+ses5teMrDe5N9/
-nKv7qxD1T8zzgD7NfWRgf+5+vLK3vnCIIkJ6tYZjqmEywv5/huvNf9ZLUFXregLXTTBvj7L7gJ5G1xqzkv+ept9GCIt7
+eNpd1MdPVUEYxuEfV7pEwHjUGGJQQ1Np0hERRGzYe9tgwy7YO9h7FxFr7IIgKIkaV678C9xYFhqNG6PGjVE3OOc9I8K9CXlyPubOmfm+NzcW
+CDR/DpQUwotYvE8WBBiKTP1xu/k4XGOp1l2lQl6hVl6mTl6iXtabiutFrss6bsgL3JK13JbnuSPPcVee5Z48w315mgZ5ikZ5kgfyBE3yOM3y
+GC3yKK3yCG3yMK/kIT7Kg3yVB/gm9/NT7uOX3MtvuYc/skYdcKgmSu6mt9xFH7mTwXIHQ+V2UuU20uRW0uUWMuVmsuUmcuRGcuUG8uR6imQV
+xbKSErmOUrmWBrmGRrmaB3IVTXIlzXIFD+VyWmQFrXIZj2QRbXIJT+RinslFPJfFpMhSctWH8sokLx9VTzvlw2EhPeUCEuR8EuU8vPVzyZBz
+yJezKZCzKJMzzUrXGZTL6ebErtPMDVynmhu5TjGdcJ1sOuY6yXTQdaJJhGuZzdcEbsrxNi/jbF7G8lqO4Q3evd7K0byXJXyQo/iEd//PeH36
+Ikfa3BTa3IzguyzghxxOsPqVT6jMI0zmEi5ziJDZ9JBZRMpMm6sMouUw+sp0+sk0YmQq8TLFzj/Zzn+onf8QO//Bdv5Jdv6Jdv4Jdv7xdv4E
+uPMPNmePJ8g8D7I5GGhzMMDmgMAgozvvXt78+7tzd5+j9Jwc4+WAmHf8XzezIx+KQcd6Wze/J470q8c6ShOxfvUoh0jpVw91iJB+9UCHMOlX
+9zm6Mb6udZ85TTfZuV7jnT/a1f1WgPpE5Eu69CO0az8i9GaH7vqHQzghMkx7OKYaJEPs722w3vxvvzhVta+v875x5u3h9hzQXu1abnbynqn5
+C6+Mj7o=
 """
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ import builtins
 import codecs
 import errno
 import json
+import linecache
 import os
 import select
 import signal
@@ -31,6 +32,7 @@ import struct
 import sys
 import threading
 import time
+import traceback  # now, and not when model code has used up the memory or the descriptors
 import types
 
 HEADER = struct.Struct(">IB")
@@ -38,6 +40,7 @@ CHUNK = 1 << 16
 BUFFERED = 4 << 20  # bytes held per direction before the other side is made to wait
 MAX_NAMES = 200
 SOURCES_KEPT = 100
+MAX_FILES = 65536  # in the scratch directory
 ONLY_AST = int(0x400)  # ast.PyCF_ONLY_AST
 
 
@@ -84,6 +87,10 @@ class SubCallFailure:
 
 class ToolError(RuntimeError):
     """A tool or host function failed."""
+
+
+for _class in (SubCallError, SubCallLimitError, SubCallFailure, ToolError):
+    _class.__module__ = "builtins"  # so that tracebacks give the bare name, which is what code can catch
 
 
 class Channel:
@@ -338,6 +345,7 @@ class Repl:
     def __init__(self, channel, start, context, capture_fd):
         self.channel = channel
         self.capture_fd = capture_fd
+        self.null_fd = os.open(os.devnull, os.O_RDONLY)
         self.answer_chars = start["answer_chars"]
         self.running = False
         self.sources = []
@@ -376,8 +384,6 @@ class Repl:
 
     def remember(self, filename, source):
         """Lets tracebacks show the lines of code that is in no file."""
-        import linecache
-
         linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
         self.sources.append(filename)
         if len(self.sources) > SOURCES_KEPT:
@@ -395,10 +401,7 @@ class Repl:
         """Model code may have closed, replaced or redirected these in an earlier call."""
         for target in (1, 2):
             os.dup2(self.capture_fd, target)
-        null = os.open(os.devnull, os.O_RDONLY)
-        if null != 0:
-            os.dup2(null, 0)
-            os.close(null)
+        os.dup2(self.null_fd, 0)
         if not self.stdio or any(stream.closed for stream in self.stdio):
 
             def writer(fd):
@@ -442,7 +445,6 @@ class Repl:
 
     def report(self, error):
         """Print the traceback of ``error``, without the frames of this file. Returns the exception's name."""
-        import traceback
 
         def trim(trace, seen):
             if trace is None or id(trace) in seen:
@@ -679,7 +681,8 @@ class Output:
 
     def take(self):
         self.feed(b"", True)
-        value = {"head": self.head, "tail": self.tail, "total": self.total}
+        tail = (self.head + self.tail)[-self.tail_size :]
+        value = {"head": self.head, "tail": tail, "total": self.total}
         self.clear()
         return value
 
@@ -773,6 +776,7 @@ class Supervisor:
                     return
                 head = bytes(self.from_host[HEADER.size : HEADER.size + 32])
                 self.run = int(head.split(b":", 1)[1].split(b",", 1)[0])
+                self.signal_all(signal.SIGCONT)
             self.pass_left = HEADER.size + size
 
     def read_child(self):
@@ -783,6 +787,12 @@ class Supervisor:
         except OSError:
             data = b""
         if not data:
+            # Most likely it is dying; its exit status tells more, and comes a moment later.
+            for _ in range(100):
+                self.reap()
+                if self.status is not None:
+                    return
+                time.sleep(0.005)
             self.kill("the REPL process closed its channel")
         self.from_child += data
         while len(self.from_child) >= HEADER.size:
@@ -798,6 +808,8 @@ class Supervisor:
                 self.drain()
                 self.to_host += pack_json("O", self.output.take())
                 self.run = None
+                # Between calls nothing of the model's runs: no computing on while the model thinks.
+                self.signal_all(signal.SIGSTOP)
             self.to_host += self.from_child[:end]
             del self.from_child[:end]
 
@@ -858,7 +870,11 @@ class Supervisor:
             self.kill("memory: {} MB in use, memory_mb is {}".format(used, self.config["memory_mb"]))
         elif self.config["processes"] and count > self.config["processes"] + 8:
             self.kill("processes: {} running, the limit is {}".format(count, self.config["processes"]))
-        return count
+        if self.owns_tree:
+            # bubblewrap cannot limit the number of files, and each costs kernel memory.
+            files = os.statvfs(SCRATCH)
+            if files.f_files - files.f_ffree > MAX_FILES:
+                self.kill("files: more than {:,} in the scratch directory".format(MAX_FILES))
 
     def processes(self):
         """Every process below this one, except itself."""
@@ -880,13 +896,18 @@ class Supervisor:
                 continue
         return found[1:]
 
-    def kill_all(self):
+    def signal_all(self, number):
+        """In a process namespace of its own: one sweep under the kernel's task lock, which nothing can fork
+        its way out of. Elsewhere there is no such thing, and nothing is sent."""
         if self.owns_tree:
-            # One sweep under the kernel's task lock: nothing can fork its way out of it.
             try:
-                os.kill(-1, signal.SIGKILL)
+                os.kill(-1, number)
             except OSError:
                 pass
+
+    def kill_all(self):
+        if self.owns_tree:
+            self.signal_all(signal.SIGKILL)
             return
         for _ in range(100):
             below = self.processes() or ([self.child] if self.status is None else [])
@@ -912,7 +933,6 @@ class Supervisor:
 
     def loop(self):
         watched = 0.0
-        crowd = False
         while not self.stop and self.status is None:
             poller = select.poll()
             poller.register(self.wake, select.POLLIN)
@@ -924,10 +944,10 @@ class Supervisor:
                 select.POLLOUT if self.to_child else 0
             )
             poller.register(self.sock, want)
-            busy = self.run is not None or crowd
+            busy = self.run is not None
             events = dict(poller.poll(100 if busy else None))
             if busy and time.monotonic() - watched > 0.1:
-                crowd = self.watch() > 1
+                self.watch()
                 watched = time.monotonic()
             if self.wake in events:
                 read(self.wake)
@@ -936,7 +956,6 @@ class Supervisor:
                 data = read(self.capture)
                 if data:
                     self.output.feed(data)
-                    crowd = True
             fd = self.sock.fileno()
             if events.get(fd, 0) & (select.POLLIN | select.POLLHUP | select.POLLERR) and self.reason is None:
                 self.read_child()
@@ -1194,7 +1213,7 @@ def build_view(kernel, config):
         "/new" + SCRATCH,
         "tmpfs",
         MS_NOSUID | MS_NODEV,
-        "mode=1777,size={}m,nr_inodes=65536".format(config["scratch_mb"]),
+        "mode=1777,size={}m,nr_inodes={}".format(config["scratch_mb"], MAX_FILES),
     )
     os.symlink(SCRATCH + "/.tmp", "/new/tmp")
     os.chdir("/new")
