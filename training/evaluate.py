@@ -31,7 +31,7 @@ from verifiers.v1.utils.loaders import load_environment, resolve_env_config
 from training.callbacks import write_json
 from training.config import TrainConfig, load_config
 from training.rollout_episode import Outcome, episode_reward, run_slot
-from training.rollout_loop import train_client
+from training.rollout_loop import renew_renderer_lock, train_client
 from training.trace_store import TRACES_FILE, TraceStore
 
 MAX_CHECKED_TASKS = 20_000
@@ -158,6 +158,7 @@ async def evaluate(
         NotHeldOutError: evaluation tasks are training tasks.
         EvaluationFailed: no episode counts.
     """
+    renew_renderer_lock()
     env = load_environment(eval_environment(config))
     tasks = list(env.taskset.select(config.eval.select))
     if not tasks:

@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import renderers.client
 import verifiers.v1 as vf
 from pydantic import TypeAdapter
 from renderers import RendererConfig
@@ -58,6 +59,16 @@ class RolloutsFailing(RuntimeError):
 
 class NoSignalError(RuntimeError):
     """Too many groups in a row had nothing to learn from."""
+
+
+def renew_renderer_lock() -> None:
+    """To be called in every new event loop that will use `train_client`.
+
+    `renderers` 0.1.12 keeps one `asyncio.Lock` for the process. It binds to the first event loop in which two
+    requests meet at it; in a second loop with another server those requests then fail with "is bound to a
+    different event loop".
+    """
+    renderers.client._max_prompt_len_lock = asyncio.Lock()
 
 
 def train_client(base_url: str, renderer: dict | None, renderer_model: str) -> vf.TrainClientConfig:
@@ -174,6 +185,7 @@ class RolloutLoop:
             RolloutsFailing: too many episodes in a row failed.
             NoSignalError: too many groups in a row carried no signal.
         """
+        renew_renderer_lock()
         # verifiers renders in the default pool, which has as few threads as there are cores.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(8, "rollouts"))
         running: dict[asyncio.Task[GroupResult], GroupRun] = {}

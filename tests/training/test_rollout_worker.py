@@ -33,7 +33,7 @@ from training.rollout_worker import RolloutProcessDied, RolloutWorker, StopReque
 RENDERER = {"name": "custom", "import_path": "training.renderer.PlainChatMLRenderer"}
 DEADLINE = 60.0
 
-# Episodes that ignore their cancellation are left behind with their event loop (in production: their process).
+# Episodes that ignore their cancellation are left behind with their event loop (or process).
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
