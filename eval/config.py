@@ -207,7 +207,9 @@ class EvalConfig(BaseConfig):
     """Whole-episode retries by error (verifiers' retry rules)."""
     max_concurrent: int = Field(32, ge=1)
     """Episodes in flight at once, over all cells."""
-    typical_calls: dict[str, float] = Field(default_factory=lambda: {"llm": 4.0, "rlm": 20.0, "rlm_tips": 25.0})
+    typical_calls: dict[str, float] = Field(
+        default_factory=lambda: {"llm": 4.0, "rlm": 20.0, "rlm_tips": 25.0}
+    )
     """Model calls per episode that `--dry-run` reckons with, by mode. A guess to be set from experience:
     cells that have rows already are reckoned with the mean of these."""
     abort_after_errors: int | None = Field(20, ge=1)

@@ -259,9 +259,10 @@ def _taskset_fields(where: str, taskset_id: str) -> Mapping[str, Any]:
     try:
         return taskset_config_type(taskset_id).model_fields
     except ModuleNotFoundError as error:
+        missing = getattr(error.__cause__, "name", None) or taskset_id
         raise MatrixError(
-            f"{where}.taskset.id: the suite {taskset_id!r} cannot be imported (no module "
-            f"{getattr(error.__cause__, 'name', taskset_id)!r}): install it, those of this repository with `pip install -e environments/{module_of(taskset_id)}`"
+            f"{where}.taskset.id: the suite {taskset_id!r} cannot be imported (no module {missing!r}): install "
+            f"it, those of this repository with `pip install -e environments/{module_of(taskset_id)}`"
         ) from error
     except (TypeError, AttributeError, ValueError) as error:
         raise MatrixError(f"{where}.taskset.id: {error}") from error

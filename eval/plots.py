@@ -15,6 +15,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -186,7 +187,9 @@ def grouped_bars(
                     edgecolor="white",
                     linewidth=0,
                 )
-                if (error := _error(estimate)) is not None:
+                if estimate.mean == 0:
+                    axes.text(place, 0.005, "0", ha="center", va="bottom", fontsize=8, color=INK)
+                if (error := _error(estimate)) is not None and estimate.low != estimate.high:
                     axes.errorbar(
                         place, estimate.mean, yerr=error, color=INK, capsize=2.5, linewidth=1, fmt="none"
                     )
@@ -372,8 +375,7 @@ def root_efficiency(rows: Sequence[Row], stats: Stats) -> Figure:
     every = [1.0, *(value for per_mode in values.values() for value in per_mode.values() if value)]
     axes.set_yscale("log")
     axes.set_ylim(min(every) / 1.6, max(every) * 1.6)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_minor_formatter(lambda value, _: "")
+    _tick_log(axes.yaxis, axes.get_ylim())
     axes.axhline(1, color=INK, linewidth=1)
     axes.set_xticks(range(len(values)), list(values))
     axes.set_xlim(-0.6, len(values) - 0.4)
@@ -389,7 +391,7 @@ def time(rows: Sequence[Row], stats: Stats) -> Figure:
     if not done:
         raise NotDrawn("no completed episode reports its time")
     labelled, modes = groups(done), modes_of(done)
-    figure = new_figure(wide(len(labelled), len(modes)), 3.8)
+    figure = new_figure(max(8.0, wide(len(labelled), len(modes))), 3.8)
     axes = figure.add_subplot()
     width = 0.8 / len(modes)
     for x, own in enumerate(labelled.values()):
@@ -414,8 +416,9 @@ def time(rows: Sequence[Row], stats: Stats) -> Figure:
             axes.plot(place, np.mean(seconds), "D", mfc="white", mec=INK, ms=4.5, zorder=5)
             axes.plot(place, max(seconds), "_", color=INK, ms=8, mew=1.2)
     axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_minor_formatter(lambda value, _: "")
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, high / 4), high)
+    _tick_log(axes.yaxis, axes.get_ylim())
     axes.set_xticks(range(len(labelled)), list(labelled))
     axes.set_xlim(-0.6, len(labelled) - 0.4)
     axes.set_ylabel("seconds per episode (log)")
@@ -464,13 +467,14 @@ def reward_against_tokens(rows: Sequence[Row], stats: Stats) -> Figure:
         low, high = axes.get_xlim()
         middle, span = math.sqrt(low * high), max(4.0, 2.0 * high / low)
         axes.set_xlim(middle / math.sqrt(span), middle * math.sqrt(span))
-        axes.minorticks_off()
-        axes.set_xticks(*_log_ticks(axes.get_xlim()))
+        _tick_log(axes.xaxis, axes.get_xlim())
         axes.set_title(label)
         axes.set_xlabel("tokens per episode (log)")
         if place % columns == 0:
             reward_axis(axes, rows)
             axes.grid(axis="x", visible=True)
+    bottom, top = grid[0][0].get_ylim()
+    grid[0][0].set_ylim(bottom - 0.04, top + 0.04)  # whole markers at 0 and 1
     for axes in list(grid.flat)[len(labelled) :]:
         axes.set_visible(False)
     handles = [
@@ -479,6 +483,13 @@ def reward_against_tokens(rows: Sequence[Row], stats: Stats) -> Figure:
     ]
     figure.legend(handles=handles, loc="outside upper right", ncols=len(modes))
     return figure
+
+
+def _tick_log(axis: Axis, limits: tuple[float, float]) -> None:
+    """Round ticks on a log axis, and no unlabelled ones between them."""
+    ticks, labels = _log_ticks(limits)
+    axis.set_ticks(ticks, labels=labels)
+    axis.set_ticks([], minor=True)
 
 
 def _log_ticks(limits: tuple[float, float]) -> tuple[list[float], list[str]]:

@@ -42,10 +42,15 @@ def _ci(estimate: Mapping[str, Any] | None, *, key: str = "mean", sign: bool = F
     return f"{text} [{low:+.3f}, {high:+.3f}]" if sign else f"{text} [{low:.3f}, {high:.3f}]"
 
 
+def _unless_equal(estimate: Mapping[str, Any] | None, other: Mapping[str, Any] | None, **options: Any) -> str:
+    """The estimate, or "same" where it is the one beside it: most cells have no prompt beyond the window."""
+    return "same" if estimate is not None and estimate == other else _ci(estimate, **options)
+
+
 def _number(value: float) -> str:
-    if value >= 100:
+    if value >= 100 or value == int(value):
         return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 10 or value == int(value) else f"{value:.2f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def _label(cell: Mapping[str, Any], *, models: bool) -> str:
@@ -117,7 +122,7 @@ def _reward_table(summary: Summary, models: bool) -> str:
                 _label(cell, models=models),
                 MODE_NAMES[cell["mode"]],
                 _ci(cell["reward"]),
-                _ci(cell["reward_overflow_as_zero"]),
+                _unless_equal(cell["reward_overflow_as_zero"], cell["reward"]),
                 f"{cell['outcomes'][Outcome.COMPLETED]} of {cell['episodes']}",
                 str(failed),
             ]
@@ -156,7 +161,7 @@ def _paired_table(summary: Summary, models: bool) -> str:
                 if completed is None
                 else f"{completed['wins']} / {completed['ties']} / {completed['losses']}",
                 "0" if completed is None else str(completed["tasks"]),
-                _ci(pair["reward_overflow_as_zero"], key="difference", sign=True),
+                _unless_equal(pair["reward_overflow_as_zero"], completed, key="difference", sign=True),
             ]
         )
     if not body:

@@ -132,6 +132,16 @@ def _scaffold(trace: Trace) -> str:
     return str(record.get("scaffold", "rlm")) if isinstance(record, Mapping) else "llm"
 
 
+def _stop_reason(trace: Trace) -> str | None:
+    """What ended the episode: the harness's reason (`answer_ready`, `max_turns`, ...) where it is finer than
+    verifiers' own (`agent_completed` for all of these)."""
+    record = trace.info.get("rlm")
+    reason = record.get("stop_reason") if isinstance(record, Mapping) else None
+    if reason is not None and trace.stop_condition in (None, "agent_completed"):
+        return str(reason)
+    return trace.stop_condition
+
+
 def row_of(
     episode: Episode,
     *,
@@ -152,7 +162,7 @@ def row_of(
         **identity,
         "task_hash": episode.task.hash,
         "outcome": str(outcome),
-        "stop_condition": trace.stop_condition if trace is not None else None,
+        "stop_condition": _stop_reason(trace) if trace is not None else None,
         "error_type": error.type if error is not None else None,
         "error_status": error.status_code if error is not None else None,
         "error_message": error.message[:500] if error is not None else None,

@@ -12,6 +12,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from eval import scripted_oolong
+
 Message = dict[str, Any]
 
 _SUB_LLM = re.compile(r"one self-contained request", re.IGNORECASE)
@@ -65,6 +67,8 @@ def _plain(prompt: str, turn: int, tools: Sequence[str], results: Sequence[str])
         return say(slip(text, 0.3))
     if "search_web" in tools:
         return _research(prompt, turn, results)
+    if scripted_oolong.is_synth(prompt) or scripted_oolong.is_real(prompt):
+        return say(scripted_oolong.plain_answer(prompt))
     if "\\boxed" in prompt and (code := math_code(prompt)) is not None and "python" in tools:
         if chance(prompt) < 0.2:
             return say("It should be about \\boxed{1}.")  # too sure of itself to calculate
@@ -82,10 +86,12 @@ def _root(prompt: str, turn: int, observation: str) -> str:
             copied = slip(text, 0.15 if tips else 0.2)
             return f'answer["content"] = {copied!r}\nprint(len(answer["content"]))'
         return 'answer["ready"] = True'
-    if "variable `context` holds a text" in prompt:
+    if "an exact copy of it" in prompt:
         return 'answer["content"] = context\nanswer["ready"] = True'
     if "searching for pages" in prompt:
         return _research_root(prompt, turn, batch=4 if tips else 3)
+    if scripted_oolong.is_synth(prompt) or scripted_oolong.is_real(prompt):
+        return scripted_oolong.root_code(prompt, turn)
     if "\\boxed" in prompt and (code := math_code(prompt)) is not None:
         if turn == 0:
             return f"{code}\nprint(value)"
@@ -96,7 +102,7 @@ def _root(prompt: str, turn: int, observation: str) -> str:
 def _sub(prompt: str, turn: int, tools: Sequence[str], results: Sequence[str]) -> Message:
     if "search_web" in tools:
         return _research(prompt, turn, results, patience=4)
-    return say("I do not know.")
+    return say(scripted_oolong.sub_answer(prompt))
 
 
 # ---- verbatim copy
@@ -123,6 +129,12 @@ def slip(text: str, rate: float) -> str:
 _URL = re.compile(r"https?://[^\s)>\]\"']+")
 _FACT = re.compile(r"\| ([A-Z][^|]*?) \| (?:\[([^\]]+)\]\(([^)]+)\)|([^|]+?)) \|")
 _RELATIONS = (
+    (r"first collected", "First collected by"),
+    (r"who described", "Described by"),
+    (r"specimen", "Specimen kept at"),
+    (r"endowed", "Endowed by"),
+    (r"awards", "Awarded by"),
+    (r"paid for", "Sponsor"),
     (r"teacher|under whom", "Studied under"),
     (r"birthplace|in which town was .* born", "Birthplace"),
     (r"naturalist", "Naturalist"),
@@ -167,7 +179,8 @@ def question_of(prompt: str) -> str:
 def follow(question: str, pages: Sequence[str]) -> tuple[str | None, str | None]:
     """(address to go on to, last value found): on each page the first fact that the question asks for and
     that no earlier page has given."""
-    wanted = [label for words, label in _RELATIONS if re.search(words, question, re.IGNORECASE)]
+    wanted = [f"Winner {year}" for year in re.findall(r"winner of .*? in (\d{4})", question)]
+    wanted += [label for words, label in _RELATIONS if re.search(words, question, re.IGNORECASE)]
     link: str | None = None
     value: str | None = None
     for page in pages:

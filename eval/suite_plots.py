@@ -20,6 +20,7 @@ from eval.plots import (
     completed,
     grouped_bars,
     legend_above,
+    main_rows,
     modes_of,
     new_figure,
     reward_axis,
@@ -32,8 +33,8 @@ from eval.rows import Outcome, Row
 from eval.stats import length_bin
 from eval.summary import reward_completed
 
-LENGTH_FIELDS = ("task/context_tokens", "task/context_len", "task/context_length", "task/context_chars")
-"""Where a suite says how long a task's context is, best first."""
+LENGTH_FIELDS = ("task/context_len", "task/context_chars")
+"""Where a task says how long its context is: in tokens, else in characters."""
 
 
 def _family(rows: Sequence[Row], family: str) -> list[Row]:
@@ -81,12 +82,9 @@ def _bars(rows: Sequence[Row], stats: Stats, key: Callable[[Row], Any], axis: st
 # ---- oolong
 
 
-def subset_of(row: Row) -> str | None:
-    """Which part of oolong a task is of."""
-    for name in ("task/subset", "setting/taskset.subset", "task/dataset", "task/source"):
-        if isinstance(row.get(name), str):
-            return str(row[name])
-    return str(row["suite"])
+def subset_of(row: Row) -> str:
+    """Which part of oolong a task is of: the task's word, else the suite's name."""
+    return str(row.get("task/subset") or row["suite"])
 
 
 def context_length(row: Row) -> float | None:
@@ -100,11 +98,11 @@ def _length_unit(rows: Sequence[Row]) -> str:
 
 
 def oolong_by_subset(rows: Sequence[Row], stats: Stats) -> Figure:
-    return _bars(_family(rows, "oolong"), stats, subset_of, "subset", "no task names its subset")
+    return _bars(main_rows(_family(rows, "oolong")), stats, subset_of, "subset", "no task names its subset")
 
 
 def oolong_tokens(rows: Sequence[Row], stats: Stats) -> Figure:
-    own = completed(_family(rows, "oolong"))
+    own = completed(main_rows(_family(rows, "oolong")))
     if not own:
         raise NotDrawn("no episode of oolong was completed")
     return token_panels({str(k): v for k, v in _grouped(own, subset_of).items()}, modes_of(own))
@@ -113,7 +111,7 @@ def oolong_tokens(rows: Sequence[Row], stats: Stats) -> Figure:
 def oolong_by_length(rows: Sequence[Row], stats: Stats) -> Figure:
     """A panel per subset: mean reward over context length, in bins of a factor 4. A line breaks off where no
     prompt of its mode fits the window; the cross below says how many did not."""
-    own = [row for row in _family(rows, "oolong") if context_length(row) is not None]
+    own = [row for row in main_rows(_family(rows, "oolong")) if context_length(row) is not None]
     if not own:
         raise NotDrawn(f"no task reports its context length ({', '.join(LENGTH_FIELDS)})")
     subsets, modes = _grouped(own, subset_of), modes_of(own)

@@ -110,7 +110,7 @@ def _row(
     outcome, reward = "completed", float(generator.random() < shape["p"][m])
     if shape["family"] == "oolong":
         length = 1024 * 2 ** (task % 11)
-        labels = {"task/subset": suite.split("_")[1], "task/context_tokens": length}
+        labels = {"task/subset": suite.split("_")[1], "task/context_len": length}
         if mode == "llm" and length > 131_072:
             outcome = "context_overflow"
     elif suite == "verbatim":

@@ -374,6 +374,42 @@ def test_wandb_gets_table_plots_and_traces_offline(tmp_path: Path, monkeypatch: 
     assert all("[user]\nCopy the text" in line[-1] for line in tables["traces"]["data"])
 
 
+async def test_the_offline_config_runs_all_four_suites_in_three_modes(tmp_path: Path) -> None:
+    """The shipped file with fewer tasks and no sweeps: tools, sub-LLMs, REPLs and scoring of every suite."""
+    shipped = Path(__file__).parents[2] / "configs" / "eval" / "offline.toml"
+    made = cli.parse(
+        [
+            "@",
+            str(shipped),
+            "--output-dir",
+            str(tmp_path),
+            "--num-tasks",
+            "2",
+            "--suites.oolong.num-tasks",
+            "4",
+        ]
+        + ["--no-progress", "--report.bootstrap", "200", "--report.dpi", "50"]
+    )
+    for suite in made.suites.values():
+        suite.sweep = {}
+    rows = await run_matrix(made)
+    assert len(rows) == 3 * (2 + 4 + 2 + 2)
+    assert {row["outcome"] for row in rows} <= {"completed", "context_overflow"}
+    assert all(row["outcome"] == "completed" for row in rows if row["mode"] != "llm")
+    assert {row["stop_condition"] for row in rows} <= {"answer_ready", "context_overflow"}
+    for family in ("verbatim_copy", "oolong", "deepdive", "math_python"):
+        own = [row for row in rows if row["family"] == family]
+        assert len({row["task_id"] for row in own}) * 3 == len(own)  # paired
+    assert all(
+        row["tool_calls/search_web"] == 1
+        for row in rows
+        if row["suite"] == "deepdive" and row["mode"] == "llm"
+    )
+    assert all(row["sub_calls"] >= 3 for row in rows if row["suite"] == "deepdive" and row["mode"] == "rlm")
+    summary = cli.write_report(made, rows)
+    assert len(summary["cells"]) == 12
+
+
 @pytest.mark.vllm
 def test_a_checkpoint_is_served_and_its_server_stopped(tmp_path: Path) -> None:
     """Real vLLM on a random tiny policy: rows come out, and no process is left."""

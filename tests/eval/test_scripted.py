@@ -1,9 +1,12 @@
 """The scripted stand-in: the same request, the same reply; refusals in vLLM's words."""
 
+from typing import Any
+
 import httpx
 import pytest
 from verifiers.v1.trace import Error
 
+from eval import scripted_oolong
 from eval.rows import Outcome, _classify_error
 from eval.scripted import ScriptedServer
 from eval.scripted_replies import follow, last_line, math_code, reply, slip, to_copy
@@ -74,6 +77,65 @@ def test_what_it_can_calculate(question: str, value: str) -> None:
     names: dict[str, object] = {}
     exec(code, names)
     assert str(names["value"]) == value
+
+
+POINTS = [
+    ("May 01, 2022", "1", "You won a prize", None),
+    ("May 02, 2022", "1", "See you at noon", None),
+    ("May 02, 2022", "2", "call 555 to claim", None),
+]
+TEXT = "Each is of one of these kinds: ham, spam.\n\n" + "\n".join(
+    f"Date: {date} || User: {user} || Instance: {text}" for date, user, text, _ in POINTS
+)
+
+
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("Of the labels, which is the most common?", "Label: spam"),
+        ("Of the labels, which is the least common?", "Label: ham"),
+        ("In the above data, which date occurs most often?", "Date: 05/02/2022"),
+        ("In the above data, which user has the most data points?", "User: 1"),
+        ("how many dates occur exactly 1 times?", "Answer: 1"),
+        (
+            "Consider only the data points of the users 1 and 3. How many of them should be classified as "
+            "label 'spam'?",
+            "Answer: 1",
+        ),
+        (
+            "is label 'ham' more common than label 'spam', less common?",
+            "Answer: ham is less common than spam",
+        ),
+        ("which user has more data points with the label 'spam': user 1 or user 2?", "User: 1"),
+        ("What is the meaning of it all?", "Answer: unknown"),
+    ],
+)
+def test_it_answers_about_points_the_same_as_plain_model_and_in_a_repl(question: str, answer: str) -> None:
+    assert scripted_oolong.plain_answer(f"{TEXT}\n\n{question}") == answer
+    prompt = f"`context` holds a text: one data point a line, ...\n\nQuestion: {question}\n\nForm."
+    code = scripted_oolong.root_code(prompt, 1)
+    names: dict[str, Any] = {
+        "context": TEXT,
+        "answer": {},
+        "llm_batch": lambda prompts: [scripted_oolong.sub_answer(one) for one in prompts],
+    }
+    exec(code, names)
+    assert names["answer"] == {"content": answer, "ready": True}
+
+
+def test_it_counts_events_of_a_transcript_piece_by_piece() -> None:
+    line = "Ann: I rolled a 9 for stealth.\nBob: I cast Salt Ward.\n"
+    context = line * 1000
+    prompt = "`context` holds a transcript of a role-playing game.\n\nQuestion: How many spells are cast?\n"
+    names: dict[str, Any] = {
+        "context": context,
+        "answer": {},
+        "llm_batch": lambda prompts: [scripted_oolong.sub_answer(one) for one in prompts],
+    }
+    exec(scripted_oolong.root_code(prompt, 1), names)
+    # Pieces are cut at 20,000 characters, so a line on a border may be lost.
+    assert names["answer"]["ready"]
+    assert 990 <= int(names["answer"]["content"].removeprefix("\\boxed{").removesuffix("}")) <= 1000
 
 
 def test_it_follows_facts_from_page_to_page() -> None:
