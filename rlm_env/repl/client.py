@@ -31,6 +31,7 @@ from rlm_env.repl.config import (
     Answer,
     FunctionSpec,
     HostHandler,
+    IsolationUnavailable,
     ReplConfig,
     ReplError,
     ReplFailure,
@@ -349,14 +350,21 @@ class ReplClient:
         if self._worker is not None:
             worker, self._worker = self._worker, None
             await worker.kill()
-        self.restarts += 1
-        if self.restarts > self.config.max_restarts:
-            raise ReplFailure(
-                f"the REPL process died {self.restarts} times "
-                f"(repl.max_restarts={self.config.max_restarts}), the last time because {reason}",
-                self.answer,
-            )
-        self._worker = await self._open()
+        while self._worker is None:
+            self.restarts += 1
+            if self.restarts > self.config.max_restarts:
+                raise ReplFailure(
+                    f"the REPL process died {self.restarts} times "
+                    f"(repl.max_restarts={self.config.max_restarts}), the last time because {reason}",
+                    self.answer,
+                )
+            try:
+                self._worker = await self._open()
+            except IsolationUnavailable:
+                raise
+            except ReplStartError as error:
+                # It started before, so this is a young process that was killed (memory, say): one more death.
+                reason = str(error)
         if self._closed:
             raise ReplError("the REPL was closed during a call")  # run() kills the worker
 
