@@ -42,7 +42,7 @@ _NEEDED = {
 
 
 class Source(BaseModel):
-    """Where rows are. It travels in a task's data, so that a process that has only the task finds its text."""
+    """Where rows are. It travels in a task's data, so that any process that has it finds the text."""
 
     model_config = ConfigDict(frozen=True)
 

@@ -29,9 +29,9 @@ _SYNTH_FORM = "Your answer must be in the form that the question asks for, witho
 
 _TIPS = {
     "synth": """\
-- Print the first 1,000 and the last 500 characters of `context`: they say what the labels are and how a line is \
-built. Parse every line into date, user and content, and count the data points: the instructions say how many \
-there are.
+- Print the first 1,000 and the last 500 characters of `context`: they say what the labels are and how a \
+line is built. Parse every line into date, user and content, and count the data points: the instructions say \
+how many there are.
 - If the question is about labels, let sub-LLMs classify: batches of about 50 numbered data points, all \
 batches in one llm_batch call, each prompt with the labels to choose from and a form such as "number: label" \
 per line. Ask only for data points that matter to the question (some users, some dates).

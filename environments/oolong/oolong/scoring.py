@@ -68,7 +68,7 @@ def synth_golds(answer: str) -> list[object]:
     """What the answer column of a row holds: str or int items, or a datetime (midnight) for dates.
 
     The column is a Python list as text, for example `['ham']`, `[12]` or `[datetime.date(2023, 2, 14)]`; of
-    labels that tie it lists all.
+    answers that tie it lists all. (On a list of several dates the official code fails.)
 
     Raises:
         ValueError: the text is no such list.

@@ -298,8 +298,8 @@ def _before_after(rng: random.Random, points: Sequence[Point]) -> Question | Non
     text = (
         f"In the above data, was label '{label}' more common, less common, or of the same frequency before "
         f"{day:%B %d, %Y} as compared to after it (as a share of the data points of each side, the day "
-        f"itself left out)? Give your final answer in the form 'Answer: {label} is [X] before that date', where [X] "
-        "is 'more common', 'less common' or 'the same frequency'."
+        f"itself left out)? Give your final answer in the form 'Answer: {label} is [X] before that date', "
+        "where [X] is 'more common', 'less common' or 'the same frequency'."
     )
     return Question(text, verdict, "timeline", "RELATIVE_FREQ", "COMPARISON")
 

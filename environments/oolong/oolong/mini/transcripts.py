@@ -97,8 +97,8 @@ def write(episodes: Sequence[Episode]) -> str:
         f"What follows {'are the transcripts of episodes' if many else 'is the transcript of an episode'} of "
         f"a role-playing game, each between the lines {START} and {END}. A question about "
         f"{'them' if many else 'it'} comes after that. A roll is a line in which a player tells the result "
-        "of a die; a spell is cast when a player says that they cast or use it. Count exactly, do not estimate. "
-        "Return the final answer in \\boxed{}.",
+        "of a die; a spell is cast when a player says that they cast or use it. Count exactly, do not "
+        "estimate. Return the final answer in \\boxed{}.",
         "",
         f"{v.MASTER} is the game master.",
         *(f"{player} plays the character {character}." for player, character in v.PLAYERS.items()),
