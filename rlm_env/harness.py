@@ -260,10 +260,8 @@ class Episode:
             names += ["llm_batch", "llm_query"]
             if node.depth + 1 < config.max_depth:
                 names += ["rlm_batch", "rlm_query"]
-        functions = [tool.spec for tool in self.toolbox.functions.values()]
+        functions = [tool.spec for tool in self.toolbox.repl_tools(config.tools_for).values()]
         functions += self.toolbox.worker_functions
-        if config.tools_for in ("repl", "both"):
-            functions += [tool.spec for tool in self.toolbox.tools.values()]
         if config.folding:
             functions.append(FOLD)
         return await self._start_worker(

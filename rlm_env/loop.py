@@ -129,10 +129,8 @@ class RLMNode:
         """Start the REPL and fix the opening messages."""
         self.repl = await self.start_repl(self)
         toolbox = self.shared.toolbox
-        in_repl = [*toolbox.functions.values()]
-        if self.config.tools_for in ("repl", "both"):
-            in_repl += toolbox.tools.values()
-        described = [(tool.signature, tool.description) for tool in in_repl]
+        in_repl = toolbox.repl_tools(self.config.tools_for).values()
+        described = [(tool.repl_signature, tool.description) for tool in in_repl]
         for spec in toolbox.worker_functions:
             signature, _, text = spec.description.partition("\n")
             described.append((signature, text))
@@ -361,18 +359,11 @@ class RLMNode:
         if name == "fold" and isinstance(args, list) and isinstance(kwargs, dict):
             return self._handle_fold(dict(zip(("n", "note"), args, strict=False)) | kwargs)
         toolbox = self.shared.toolbox
-        in_repl = name in toolbox.functions or (
-            self.config.tools_for in ("repl", "both") and name in toolbox.tools
-        )
-        if (
-            not isinstance(name, str)
-            or not in_repl
-            or not isinstance(args, list)
-            or not isinstance(kwargs, dict)
-        ):
+        tool = toolbox.repl_tools(self.config.tools_for).get(name) if isinstance(name, str) else None
+        if tool is None or not isinstance(args, list) or not isinstance(kwargs, dict):
             return {"error": {"type": "ToolError", "message": f"there is no function {name!r} in this REPL"}}
         try:
-            return {"value": await toolbox.call(name, toolbox.bind(name, args, kwargs))}
+            return {"value": await toolbox.call(tool.name, toolbox.bind(tool, args, kwargs))}
         except ToolFailure as error:
             return {"error": {"type": "ToolError", "message": str(error)}}
 

@@ -8,6 +8,7 @@ the model, never an exception that ends the episode.
 from __future__ import annotations
 
 import asyncio
+import builtins
 import functools
 import importlib
 import inspect
@@ -41,6 +42,8 @@ class Tool:
     schema: dict[str, Any]
     call: ToolCaller
     seconds_limit: float
+    repl_name: str
+    """Its name as a function of the REPL, where ``name`` may not hide a builtin such as ``open``."""
 
     @property
     def wire(self) -> dict[str, Any]:
@@ -57,12 +60,20 @@ class Tool:
 
     @property
     def signature(self) -> str:
-        """``name(a, b=...)``, for prompts."""
+        """``name(a, b=...)``, for prompts and messages."""
+        return self._signature(self.name)
+
+    @property
+    def repl_signature(self) -> str:
+        """The same as a function of the REPL."""
+        return self._signature(self.repl_name)
+
+    def _signature(self, called: str) -> str:
         required = set(self.schema.get("required") or [])
         names = [
             name if name in required else f"{name}=..." for name in (self.schema.get("properties") or {})
         ]
-        return f"{self.name}({', '.join(names)})"
+        return f"{called}({', '.join(names)})"
 
 
 @dataclass
@@ -116,6 +127,7 @@ class Toolbox:
                 schema=tool.input_schema or {"type": "object", "properties": {}},
                 call=functools.partial(_call_mcp, itertools.cycle(pool), tool.name),
                 seconds_limit=config.tool_timeout,
+                repl_name=f"{server or 'tool'}_{tool.name}" if hasattr(builtins, name) else name,
             )
 
     def _add_function(self, config: FunctionConfig) -> None:
@@ -147,10 +159,18 @@ class Toolbox:
             schema=_schema(function),
             call=functools.partial(_call_function, function),
             seconds_limit=config.seconds,
+            repl_name=name,
         )
 
     def host_tool(self, name: str) -> Tool | None:
         return self.tools.get(name) or self.functions.get(name)
+
+    def repl_tools(self, tools_for: str) -> dict[str, Tool]:
+        """What REPL code can call, by its name there."""
+        tools = [*self.functions.values()]
+        if tools_for in ("repl", "both"):
+            tools += self.tools.values()
+        return {tool.repl_name: tool for tool in tools}
 
     async def call(self, name: str, arguments: dict[str, Any]) -> Any:
         """The tool's result. Raises ToolFailure."""
@@ -190,19 +210,17 @@ class Toolbox:
         finally:
             self.seconds[name] += time.monotonic() - started
 
-    def bind(self, name: str, args: list[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    @staticmethod
+    def bind(tool: Tool, args: list[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Positional and keyword arguments of a REPL call as the tool's named arguments."""
-        tool = self.host_tool(name)
-        if tool is None:
-            raise ToolFailure(f"there is no function {name!r}")
         names = list(tool.schema.get("properties") or {})
         if len(args) > len(names):
             raise ToolFailure(
-                f"{tool.signature} takes at most {len(names)} arguments, {len(args)} were given"
+                f"{tool.repl_signature} takes at most {len(names)} arguments, {len(args)} were given"
             )
         bound = dict(zip(names, args, strict=False))
         if twice := bound.keys() & kwargs.keys():
-            raise ToolFailure(f"{tool.signature}: given twice: {sorted(twice)}")
+            raise ToolFailure(f"{tool.repl_signature}: given twice: {sorted(twice)}")
         return {**bound, **kwargs}
 
     async def close(self) -> None:
