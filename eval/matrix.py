@@ -261,8 +261,8 @@ def _taskset_fields(where: str, taskset_id: str) -> Mapping[str, Any]:
     except ModuleNotFoundError as error:
         missing = getattr(error.__cause__, "name", None) or taskset_id
         raise MatrixError(
-            f"{where}.taskset.id: the suite {taskset_id!r} cannot be imported (no module {missing!r}): install "
-            f"it, those of this repository with `pip install -e environments/{module_of(taskset_id)}`"
+            f"{where}.taskset.id: the suite {taskset_id!r} cannot be imported (no module {missing!r}): "
+            f"install it, those of this repository with `pip install -e environments/{module_of(taskset_id)}`"
         ) from error
     except (TypeError, AttributeError, ValueError) as error:
         raise MatrixError(f"{where}.taskset.id: {error}") from error

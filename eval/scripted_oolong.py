@@ -30,7 +30,7 @@ _CATCHWORDS = (
     ("description", r"^why|^how|what does|what is an? |mean"),
     ("positive|sports", r"love|great|wonderful|goal|match"),
 )
-_ROLL = re.compile(r"rolled an? \d|\bis an? \d+ in total", re.IGNORECASE)
+_ROLL = re.compile(r"rolled an? \d|\bis an? \d+ in total|natural \d+!", re.IGNORECASE)
 _SPELL = re.compile(r"\bI cast\b|going to use\b|then I cast", re.IGNORECASE)
 
 

@@ -162,6 +162,8 @@ def oolong_by_length(rows: Sequence[Row], stats: Stats) -> Figure:
         if place % columns == 0:
             reward_axis(axes, own)
             axes.grid(axis="x", visible=True)
+    bottom, top = grid[0][0].get_ylim()
+    grid[0][0].set_ylim(bottom - 0.04, top + 0.02)  # whole markers at 0 and 1
     for axes in list(grid.flat)[len(subsets) :]:
         axes.set_visible(False)
     handles, labels = grid[0][0].get_legend_handles_labels()

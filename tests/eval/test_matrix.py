@@ -260,6 +260,19 @@ def test_the_published_settings_are_those_of_the_articles() -> None:
     assert (copy.content_type, copy.target_length, copy.mean_fragment_length) == ("all", 500, 20)
 
 
+def test_the_quickstart_policy_is_evaluated_in_the_scaffold_that_it_was_trained_in() -> None:
+    trained = tomllib.loads((CONFIGS.parent / "train" / "quickstart_cpu.toml").read_text())
+    evaluated = tomllib.loads((CONFIGS / "quickstart-checkpoint.toml").read_text())
+    assert evaluated["harness"] == {k: v for k, v in trained["env"]["agent"]["harness"].items() if k != "id"}
+    assert evaluated["sampling"] == trained["sampling"]
+    taskset = evaluated["suites"]["verbatim"]["taskset"]
+    for key in ("placement", "content_type", "target_length"):
+        assert taskset[key] == trained["env"]["taskset"][key]
+    assert taskset["split"] == trained["eval"]["taskset"]["split"] != trained["env"]["taskset"]["split"]
+    server = evaluated["models"]["trained"]["server"]
+    assert server.items() <= trained["vllm"].items()
+
+
 def test_a_dry_run_lists_cells_and_reckons_calls(tmp_path: Path) -> None:
     text = describe(config(output_dir=tmp_path, typical_calls={"llm": 2, "rlm": 10, "rlm_tips": 20}))
     lines = text.splitlines()

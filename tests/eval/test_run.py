@@ -377,19 +377,10 @@ def test_wandb_gets_table_plots_and_traces_offline(tmp_path: Path, monkeypatch: 
 async def test_the_offline_config_runs_all_four_suites_in_three_modes(tmp_path: Path) -> None:
     """The shipped file with fewer tasks and no sweeps: tools, sub-LLMs, REPLs and scoring of every suite."""
     shipped = Path(__file__).parents[2] / "configs" / "eval" / "offline.toml"
-    made = cli.parse(
-        [
-            "@",
-            str(shipped),
-            "--output-dir",
-            str(tmp_path),
-            "--num-tasks",
-            "2",
-            "--suites.oolong.num-tasks",
-            "4",
-        ]
-        + ["--no-progress", "--report.bootstrap", "200", "--report.dpi", "50"]
+    overrides = (
+        "--num-tasks 2 --suites.oolong.num-tasks 4 --no-progress --report.bootstrap 200 --report.dpi 50"
     )
+    made = cli.parse(["@", str(shipped), "--output-dir", str(tmp_path), *overrides.split()])
     for suite in made.suites.values():
         suite.sweep = {}
     rows = await run_matrix(made)
