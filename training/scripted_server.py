@@ -94,6 +94,12 @@ class ScriptedServer:
                 raise ValueError(f"turn {turn} of {model!r} is not what its script said")
         return plan.reply(users[1:])
 
+    def messages_of(self, token_ids: Sequence[int]) -> ChatMessages:
+        """The finished turns of a prompt in token ids."""
+        assert self._tokenizer is not None
+        prompt = str(self._tokenizer.decode(list(token_ids), skip_special_tokens=False))
+        return [{"role": role, "content": text} for role, text in _TURN.findall(prompt)]
+
     async def _models(self, _: web.Request) -> web.StreamResponse:
         return web.json_response({"object": "list", "data": []})
 
@@ -116,9 +122,7 @@ class ScriptedServer:
         if self._tokenizer is None:
             raise web.HTTPNotImplemented(text="this scripted server has no tokenizer")
         body = await http.json()
-        prompt = str(self._tokenizer.decode(body["token_ids"], skip_special_tokens=False))
-        messages = [{"role": role, "content": text} for role, text in _TURN.findall(prompt)]
-        reply = self.reply(body["model"], messages)
+        reply = self.reply(body["model"], self.messages_of(body["token_ids"]))
         ids = [*self._tokenizer.encode(reply, add_special_tokens=False), self._tokenizer.eos_token_id]
         finish = "stop"
         limit = body["sampling_params"].get("max_tokens")

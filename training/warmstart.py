@@ -63,9 +63,9 @@ class WarmstartConfig(BaseConfig):
     """Scripted episodes in flight."""
     epochs: int = Field(6, ge=1)
     """Passes over the episodes."""
-    rows_per_step: int = Field(16, ge=1)
+    rows_per_step: int = Field(4, ge=1)
     """Conversations per optimizer step."""
-    lr: float = Field(3e-3, gt=0)
+    lr: float = Field(1e-3, gt=0)
     """Peak learning rate; falls to 0 along a cosine after a short rise."""
     weight_decay: float = Field(0.01, ge=0)
     """Decoupled weight decay."""
@@ -192,7 +192,7 @@ def imitate(
     *,
     seed: int,
     work_dir: Path,
-    callbacks: Sequence[TrainerCallback] = (),
+    say: Callable[[str], None] = logger.info,
 ) -> float:
     """Supervised training (TRL's `SFTTrainer`) on the sampled tokens of `rows`.
 
@@ -203,7 +203,7 @@ def imitate(
         config: epochs, batch, learning rate.
         seed: order of the rows.
         work_dir: where the trainer may write.
-        callbacks: told of progress.
+        say: told the loss of each epoch.
 
     Returns:
         Mean loss of the last tenth of the steps, in nats per token.
@@ -246,7 +246,7 @@ def imitate(
         args=arguments,
         train_dataset=Dataset.from_dict(columns),
         processing_class=tokenizer,
-        callbacks=list(callbacks),
+        callbacks=[_EpochLines(say)],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
@@ -346,7 +346,7 @@ def warm_start(
             config,
             seed=seed,
             work_dir=model_dir.with_name("warmstart"),
-            callbacks=[_EpochLines(say)],
+            say=say,
         )
         save_policy(model_dir, model, tokenizer)
     return Warmstart(model_dir, size, episodes, len(rows), sum(row.trained for row in rows), loss)

@@ -95,7 +95,7 @@ def test_checkpoint_round_trip(tmp_path, tied):
 
 
 def test_head_counts_that_do_not_fit_are_named():
-    with pytest.raises(ValidationError, match="kv_heads=3 must divide heads=5"):
+    with pytest.raises(ValidationError, match="kv_heads=3 must divide heads=7"):
         TinyPolicyConfig(kv_heads=3)
 
 
