@@ -83,14 +83,7 @@ class BaselineChat:
                     return StopReason.FRAMEWORK_STOP
                 raise ModelFailure(error) from error
             self.ledger.charge_own(completion.completion_tokens)
-            turn = TurnRecord(
-                index,
-                request_id,
-                completion.seconds,
-                completion.prompt_tokens,
-                completion.completion_tokens,
-                completion.finish_reason,
-            )
+            turn = TurnRecord.of(index, request_id, completion)
             self.record.turns.append(turn)
             self.messages = [*self.messages, completion.message]
             # Text beside tool calls is kept as the answer so far, in case a limit ends the episode.
@@ -120,20 +113,7 @@ class BaselineChat:
                 return 'error: the arguments must be {"code": "..."}'
             async with self._repl_lock:  # one REPL: parallel calls run one after another
                 result = await self.repl.run(code)
-            turn.blocks.append(
-                BlockRecord(
-                    code=code,
-                    output=result.output,
-                    truncated_chars=result.truncated_chars,
-                    error=result.error,
-                    seconds=result.seconds,
-                    wait_seconds=result.wait_seconds,
-                    timed_out=result.timed_out,
-                    restarted=result.restarted,
-                    lost=list(result.lost),
-                    restored=list(result.restored),
-                )
-            )
+            turn.blocks.append(BlockRecord.of(code, result))
             return block_text(self.shared.config, result, 0, 1)
         try:
             return tool_text(await self.shared.toolbox.call(name, arguments))

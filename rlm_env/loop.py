@@ -224,14 +224,7 @@ class RLMNode:
             self.messages, request_id=request_id, tools=[PYTHON_TOOL] if tool_channel else None
         )
         self.ledger.charge_own(completion.completion_tokens)
-        record = TurnRecord(
-            index,
-            request_id,
-            completion.seconds,
-            completion.prompt_tokens,
-            completion.completion_tokens,
-            completion.finish_reason,
-        )
+        record = TurnRecord.of(index, request_id, completion)
         self.record.turns.append(record)
         self._turn_calls = record.calls
 
@@ -309,20 +302,7 @@ class RLMNode:
     async def _run_code(self, code: str, record: TurnRecord) -> ReplResult:
         assert self.repl is not None
         result = await self.repl.run(code)
-        record.blocks.append(
-            BlockRecord(
-                code=code,
-                output=result.output,
-                truncated_chars=result.truncated_chars,
-                error=result.error,
-                seconds=result.seconds,
-                wait_seconds=result.wait_seconds,
-                timed_out=result.timed_out,
-                restarted=result.restarted,
-                lost=list(result.lost),
-                restored=list(result.restored),
-            )
-        )
+        record.blocks.append(BlockRecord.of(code, result))
         return result
 
     # --- requests from the REPL ---

@@ -15,6 +15,7 @@ from typing import Any
 
 from rlm_env.calls import Completion
 from rlm_env.limits import LIMIT_REASONS, StopReason
+from rlm_env.repl import ReplResult
 
 INFO_VERSION = 1
 
@@ -69,6 +70,21 @@ class BlockRecord:
     lost: list[str] = field(default_factory=list)
     restored: list[str] = field(default_factory=list)
 
+    @classmethod
+    def of(cls, code: str, result: ReplResult) -> BlockRecord:
+        return cls(
+            code=code,
+            output=result.output,
+            truncated_chars=result.truncated_chars,
+            error=result.error,
+            seconds=result.seconds,
+            wait_seconds=result.wait_seconds,
+            timed_out=result.timed_out,
+            restarted=result.restarted,
+            lost=list(result.lost),
+            restored=list(result.restored),
+        )
+
 
 @dataclass
 class TurnRecord:
@@ -84,6 +100,17 @@ class TurnRecord:
     observation: str | None = None
     answer: dict[str, Any] = field(default_factory=lambda: {"content": "", "ready": False})
     calls: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, index: int, request_id: str, completion: Completion) -> TurnRecord:
+        return cls(
+            index,
+            request_id,
+            completion.seconds,
+            completion.prompt_tokens,
+            completion.completion_tokens,
+            completion.finish_reason,
+        )
 
 
 @dataclass
