@@ -56,7 +56,9 @@ class Tool:
     @property
     def spec(self) -> FunctionSpec:
         """The tool as a function of the REPL whose calls come to the host."""
-        return FunctionSpec(name=self.name, description=self.description, source=None, parameters=self.schema)
+        return FunctionSpec(
+            name=self.repl_name, description=self.description, source=None, parameters=self.schema
+        )
 
     @property
     def signature(self) -> str:

@@ -11,8 +11,8 @@ Invariant: nothing here is trusted by the host. Every limit whose breach could h
 episode is enforced by the kernel or on the host (see docs/security.md).
 
 Frames: 4-byte big-endian payload length, 1 kind byte, payload. Kinds, host to worker: ``S`` start, ``C``
-context bytes, ``F`` file bytes, ``X`` execute, ``A`` answer to a request, ``I`` interrupt (for the
-supervisor). Worker to host: ``H`` hello, ``Q`` request, ``O`` output, ``R`` result, ``D`` died, ``E`` start
+context bytes, ``F`` file bytes, ``X`` execute, ``A`` answer to a request; for the supervisor, ``I`` interrupt
+and ``K`` end. Worker to host: ``H`` hello, ``Q`` request, ``O`` output, ``R`` result, ``D`` died, ``E`` start
 failed. All are JSON but ``C`` and ``F``, which are raw.
 
 More than 400 lines because it is shipped into containers as a single file.
@@ -331,7 +331,8 @@ def tool_function(channel, name, description):
         except TypeError as error:
             raise TypeError("{}: arguments must be JSON values: {}".format(name, error)) from None
         if "error" in reply:
-            raise ToolError("{}: {}".format(reply["error"]["type"], reply["error"]["message"]))
+            kind, message = reply["error"]["type"], reply["error"]["message"]
+            raise ToolError(message if kind == "ToolError" else "{}: {}".format(kind, message))
         return reply["value"]
 
     call.__name__ = call.__qualname__ = name
@@ -762,6 +763,9 @@ class Supervisor:
             if len(self.from_host) < HEADER.size:
                 return
             size, kind = HEADER.unpack_from(self.from_host)
+            if kind == ord("K"):
+                self.stop = True
+                return
             if kind == ord("I"):
                 if len(self.from_host) < HEADER.size + size:
                     return
@@ -1154,6 +1158,7 @@ def enter_namespaces(kernel, config):
                 f.write(text)
     pid = os.fork()
     if pid:
+        signal.signal(signal.SIGTERM, lambda *_: os.kill(pid, signal.SIGKILL))
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)
         os.dup2(null, 1)
