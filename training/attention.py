@@ -266,7 +266,7 @@ class TreeAttention:
                 "this model was loaded with TRL's tree attention, which forwards packed rows only; for a "
                 "plain "
                 "forward call model.set_attn_implementation('sdpa') first, or score rows with "
-                "training.parity.score_rows"
+                "training.packing.score_rows"
             )
         if query.shape[0] != 1:
             raise TreeAttentionError(f"a packed row has a batch size of 1, not {query.shape[0]}")

@@ -22,7 +22,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # TRL warns at import; its version is pinned below
@@ -46,8 +46,11 @@ from trl.experimental.async_grpo.packing import tree_attention as tree_fa3
 from trl.trainer.utils import add_fused_lm_head
 
 from training.attention import AttentionBackend, TreeAttention, install_tree_attention
-from training.parity import ParityConfig, ParityReport, check_parity
-from training.vllm_admin import VLLMAdmin
+
+if TYPE_CHECKING:
+    # Not needed without a server: `scripts/gpu_check.py` runs where neither pydantic nor httpx is installed.
+    from training.parity import ParityConfig, ParityReport
+    from training.vllm_admin import VLLMAdmin
 
 __all__ = [
     "TREE_ATTENTION",
@@ -210,8 +213,8 @@ class PolicyTrainer(AsyncGRPOTrainer):
         self,
         *args: Any,
         attention: AttentionBackend = "auto",
-        parity: ParityConfig | None = None,
-        server: VLLMAdmin | None = None,
+        parity: "ParityConfig | None" = None,
+        server: "VLLMAdmin | None" = None,
         served_model: str | None = None,
         **kwargs: Any,
     ):
@@ -271,6 +274,8 @@ class PolicyTrainer(AsyncGRPOTrainer):
         if self._parity is None or not self._parity.enabled or self.parity_report is not None:
             super()._sync_weight()
             return
+        from training.parity import ParityReport, check_parity
+
         assert self._server is not None
         assert self._served_model is not None
         scrambled = None
@@ -294,8 +299,8 @@ def build_trainer(
     tokenizer: PreTrainedTokenizerBase | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     attention: AttentionBackend = "auto",
-    parity: ParityConfig | None = None,
-    server: VLLMAdmin | None = None,
+    parity: "ParityConfig | None" = None,
+    server: "VLLMAdmin | None" = None,
     served_model: str | None = None,
     optimizers: tuple[Any, Any] = (None, None),
     peft_config: Any = None,

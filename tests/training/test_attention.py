@@ -16,7 +16,7 @@ from training.attention import (
     compute_dtype,
     install_tree_attention,
 )
-from training.parity import pack_rows, score_rows, tree_inputs
+from training.packing import pack_rows, score_rows, tree_inputs
 from training.trl_seams import TREE_ATTENTION, add_fused_lm_head
 
 SHAPES = {

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from training.server import VLLMConfig, VLLMServer, VLLMServerError, command_line, environment
 
+ROOT = Path(__file__).resolve().parents[2]
 STAND_IN = """
 import json, os, subprocess, sys, time
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -237,6 +238,32 @@ class TestRunningServer:
     def test_nobody_there(self, tmp_path):
         with pytest.raises(VLLMServerError, match="no fit vLLM server at http://127"):
             self.attach("http://127.0.0.1:9", tmp_path).start()
+
+
+class TestServe:
+    """`python -m training.serve`, which scripts/serve_policy.sh runs."""
+
+    def run(self, stand_in, tmp_path, *args):
+        environ = os.environ | stand_in().env | {"PYTHONPATH": f"{stand_in().env['PYTHONPATH']}:{ROOT}"}
+        command = [sys.executable, "-m", "training.serve", *args, "--output-dir", str(tmp_path)]
+        return subprocess.Popen(
+            command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
+        )
+
+    def test_until_it_is_told_to_stop(self, stand_in, tmp_path):
+        process = self.run(stand_in, tmp_path, "/models/policy", "--device", "cpu", "--port", "None")
+        line = process.stdout.readline()
+        assert line.startswith("policy at http://127.0.0.1:")
+        everyone = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert everyone
+        assert all(gone(child.pid) for child in everyone)
+
+    def test_without_a_model(self, stand_in, tmp_path):
+        process = self.run(stand_in, tmp_path, "--port", "8000")
+        assert "usage" in process.communicate()[1]
+        assert process.returncode == 2
 
 
 class TestCommand:

@@ -1,9 +1,16 @@
 """TRL's private names are where we think, and its loss is the one that we think, worked out by hand."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from tests.training import ddp_steps
 from tests.training.recorded import NoTransfer, RecordedWorker, cpu_trainer
 from tests.training.tiny_models import save_tiny
 from training import trl_seams
@@ -151,3 +158,21 @@ def test_the_parity_check_needs_a_server(checkpoint, tmp_path):
 
     with pytest.raises(ValueError, match=r"parity\.enabled"):
         cpu_trainer(checkpoint, tmp_path, RecordedWorker(lambda v: []), NoTransfer(), parity=ParityConfig())
+
+
+def test_two_processes_take_the_steps_of_one(checkpoint, tmp_path):
+    """Rows are dealt out to the ranks and nothing is fetched ahead; losses and gradients are those of one
+    process."""
+    script = Path(ddp_steps.__file__)
+    env = os.environ | {"PYTHONPATH": str(script.parents[2]), "OMP_NUM_THREADS": "1"}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launcher, str(script), str(checkpoint), str(tmp_path), "2"]
+    out = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+    assert out.returncode == 0, out.stderr[-3000:]
+    two = [json.loads(line) for line in out.stdout.splitlines() if line.startswith('{"processes"')]
+    one = ddp_steps.run(str(checkpoint), str(tmp_path), 4)
+    assert [log["processes"] for log in one + two] == [1, 1, 1, 2, 2, 2]
+    for a, b in zip(one, two, strict=True):
+        for key in ("loss", "grad_norm", "ratio"):
+            assert b[key] == pytest.approx(a[key], rel=1e-4, abs=1e-5), key
+        assert a["sample/staleness_max"] == b["sample/staleness_max"] == 0
