@@ -2,7 +2,7 @@
 
 A task's prompt is `<behaviour> <number>`. The harness plays a root conversation of two turns with sub-calls
 in between, over real HTTP against the interception endpoint, with the RLM's request ids. The reward is 1 when
-the root's last reply contains `good`.
+the root's last reply contains `good`; with the behaviour `parity`, when it has an odd number of characters.
 """
 
 import asyncio
@@ -23,6 +23,8 @@ class ToyData(vf.TaskData):
 class ToyTask(vf.Task[ToyData]):
     @vf.reward
     async def good(self, trace: vf.Trace) -> float:
+        if self.data.behaviour == "parity":  # what an untrained policy gets right half of the time
+            return float(len(trace.last_reply) % 2)
         return float("good" in trace.last_reply)
 
 

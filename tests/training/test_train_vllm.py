@@ -1,0 +1,139 @@
+"""`training.train` with nothing scripted: real vLLM, spawned rollouts, two ranks, signals, a dying server."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from training.callbacks import complete_checkpoints
+
+ROOT = Path(__file__).parents[2]
+START_SECONDS = 180
+
+
+def launch(launcher, arguments, log):
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent / "plugins")]),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, *launcher, "-m", "training.train", *arguments]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=log.open("w"),
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def wait_for_steps(process, run_dir, steps, log):
+    """Waits until `steps` steps are logged; returns all processes below `process`."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        metrics = run_dir / "metrics.jsonl"
+        if metrics.exists() and len(metrics.read_text().splitlines()) >= steps:
+            return psutil.Process(process.pid).children(recursive=True)
+        assert process.poll() is None, log.read_text()[-8000:]
+        time.sleep(0.2)
+    raise AssertionError(f"no {steps} steps in {START_SECONDS} s:\n{log.read_text()[-8000:]}")
+
+
+def alive(processes):
+    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(600)
+def test_stop_resume_and_the_death_of_the_server(tiny_checkpoint, tmp_path):
+    run_dir = tmp_path / "run"
+    config = tmp_path / "train.toml"
+    config.write_text(
+        f"""
+        [model]
+        path = "{tiny_checkpoint}"
+        [env.taskset]
+        id = "toy_rollouts"
+        behaviours = ["parity"]
+        num_tasks = 32
+        [env.agent.harness]
+        id = "toy_rollouts"
+        [env.agent.runtime]
+        type = "subprocess"
+        [sampling]
+        max_tokens = 12
+        temperature = 0.9
+        [grpo]
+        group_size = 4
+        [optim]
+        lr = 1e-4
+        [batch]
+        steps = 500
+        rows_per_device = 4
+        [precision]
+        device = "cpu"
+        [vllm]
+        device = "cpu"
+        max_model_len = 512
+        cpu_kv_cache_gigabytes = 1
+        [checkpoint]
+        every_steps = 2
+        [run]
+        name = "run"
+        output_dir = "{tmp_path}"
+        """
+    )
+
+    # Two ranks; SIGTERM to the launcher. The step at hand is finished, a checkpoint written, everything ends.
+    log = tmp_path / "first.log"
+    ranks = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    first = launch(ranks, ["@", str(config)], log)
+    try:
+        below = wait_for_steps(first, run_dir, 3, log)
+        assert any("vllm" in " ".join(p.cmdline()) for p in below)
+        first.send_signal(signal.SIGTERM)
+        first.wait(90)
+    finally:
+        first.kill()
+    assert not alive(below)
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["ended"] == "stopped by SIGTERM", log.read_text()[-4000:]
+    assert summary["world_size"] == 2
+    assert summary["parity_max_abs_diff"] < 1e-3
+    checkpoint = complete_checkpoints(run_dir)[-1]
+    assert checkpoint.name == f"checkpoint-{summary['steps']}"
+    entries = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert all(0.9 < entry["ratio"] < 1.1 for entry in entries)
+    steps = summary["steps"]
+
+    # One rank goes on from there; then vLLM is killed.
+    log = tmp_path / "second.log"
+    second = launch([], ["@", str(config), "--checkpoint.resume", "last"], log)
+    try:
+        below = wait_for_steps(second, run_dir, steps + 3, log)
+        engines = [p for p in below if "vllm.entrypoints" in " ".join(p.cmdline())]
+        assert engines
+        for engine in engines:
+            engine.kill()
+        assert second.wait(90) == 1
+    finally:
+        second.kill()
+    assert not alive(below)
+    text = log.read_text()
+    assert "VLLMServerError" in text
+    assert "The end of" in text
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["ended"].startswith("failed")
+    newest = complete_checkpoints(run_dir)[-1]
+    assert int(newest.name.split("-")[1]) >= steps
+    state = json.loads((newest / "trainer_state.json").read_text())
+    assert state["global_step"] == int(newest.name.split("-")[1])
