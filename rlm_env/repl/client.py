@@ -43,8 +43,8 @@ from rlm_env.repl.worker import MAX_NAMES, pack, pack_json
 
 CHUNK = 1 << 20
 """Bytes of context or file in one frame."""
-TERMINATE_SECONDS = 2.0
-"""How long a worker without a process namespace of its own gets to end all that it started."""
+ASK_SECONDS = 1.0
+"""How long a worker gets to end itself and all that it started, when asked and when told."""
 DEPTH_FUNCTIONS = ("llm_batch", "llm_query", "rlm_batch", "rlm_query")
 RESERVED = (
     "context",
@@ -127,12 +127,14 @@ class Worker:
             raise asyncio.CancelledError
 
     async def _kill(self) -> None:
-        with contextlib.suppress(Exception):
-            if not self.plan.isolated and await self.process.poll() is None:
-                # Without a process namespace, what the code started dies only by the supervisor's hand.
-                await self.process.terminate()
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self.process.wait(), TERMINATE_SECONDS)
+        # First asked: the supervisor ends everything below it, and each process is reaped by its parent.
+        # Killed outright, they would be left to the machine's init as zombies, and in a container without
+        # one for good. Without a process namespace nobody else can find what the code started.
+        for ask in (self.write(pack("K", b"")), self.process.terminate()):
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(ASK_SECONDS):
+                    await ask
+                    await self.process.wait()
         with contextlib.suppress(Exception):
             await self.process.kill()
             await asyncio.wait_for(self.process.wait(), 10)
@@ -479,8 +481,8 @@ class _Call:
                     field(body, "tail", str),
                     field(body, "total", int),
                 )
-                if total < 0:
-                    raise BadFrame("a negative length")
+                if not 0 <= total < 1 << 60:
+                    raise BadFrame("a length that cannot be")
                 limit = self.config.output_chars
                 self.output = (head[:limit], tail[-limit:], total)
             elif frame.kind == "R":

@@ -198,7 +198,7 @@ def interpreter(python: str | None) -> Interpreter:
             [executable, "-I", "-c", question], capture_output=True, text=True, timeout=60, check=True
         )
         path, *prefixes, stdlib, site = json.loads(answer.stdout.strip().splitlines()[-1])
-    except (OSError, subprocess.SubprocessError, ValueError) as error:
+    except (OSError, subprocess.SubprocessError, ValueError, LookupError) as error:
         detail = getattr(error, "stderr", "") or str(error)
         raise ReplStartError(f"repl.python: {executable} does not work: {detail.strip()[-500:]}") from None
     folders = [*prefixes, *stdlib, *site, os.path.dirname(os.path.realpath(path))]

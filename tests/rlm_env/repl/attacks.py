@@ -88,9 +88,13 @@ attack(
 attack(
     "walk-the-whole-tree",
     """
-    found = [os.path.join(d, f) for d, _, files in os.walk("/") if not d.startswith(("/usr", "/proc", PYTHON_LIB))
-             for f in files if "secret" in f or f in ("client.py", "id_rsa", "credentials")]
-    print("ESCAPED" if any("site-packages" not in f for f in found) else "nothing", found[:20])
+    found, seen = [], 0
+    for folder, folders, files in os.walk("/"):
+        # Less the Python installation and the system's own, which are shown on purpose.
+        folders[:] = [f for f in folders if os.path.join(folder, f) not in ("/usr", "/proc", PYTHON_LIB) and f != "site-packages"]
+        seen += len(files)
+        found += [os.path.join(folder, f) for f in files if "secret" in f or f in ("client.py", "id_rsa", "credentials")]
+    print("ESCAPED" if found else "nothing", found[:20], seen)
     """,
     says="nothing",
     seconds=30,
@@ -446,6 +450,20 @@ attack(
     """,
     outcome="dead",
     seconds=20,
+)
+attack(
+    "memory-shared-by-forks-is-counted-once",
+    """
+    data = bytearray(os.urandom(1 << 20)) * 150
+    pids = []
+    for _ in range(8):
+        pid = os.fork()
+        if pid == 0: time.sleep(1); os._exit(0)
+        pids.append(pid)
+    for pid in pids: os.waitpid(pid, 0)
+    print("eight shared it")
+    """,
+    says="eight shared it",
 )
 attack(
     "mmap-bomb",

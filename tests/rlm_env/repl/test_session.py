@@ -180,7 +180,8 @@ async def test_two_calls_at_once_are_refused(repl):
 
 async def test_concurrent_repls_do_not_mix(repl):
     clients = await asyncio.gather(*(repl(context=f"context {i}") for i in range(12)))
-    code = "import time\nfor i in range(20):\n    print(context)\n    time.sleep(0.002)\nanswer['content'] = context"
+    code = "import time\nfor i in range(20):\n    print(context)\n    time.sleep(0.002)\n"
+    code += "answer['content'] = context"
     results = await asyncio.gather(*(client.run(code) for client in clients))
     for i, result in enumerate(results):
         assert result.output == f"context {i}\n" * 20
