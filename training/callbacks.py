@@ -21,7 +21,12 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from training.rollout_child import kill_tree
+
 STATE_FILE = "rollout_state.json"
+ORPHAN_SECONDS = 120.0
+"""Time for a rank whose launcher is gone to write its checkpoint and end."""
+
 CHECKPOINT = re.compile(r"^checkpoint-(\d+)$")
 
 
@@ -69,6 +74,9 @@ class StopSignal:
         while os.getppid() == self._parent:
             time.sleep(1.0)
         os.kill(os.getpid(), signal.SIGTERM)
+        # A rank that waits for others inside a collective never gets to handle a signal.
+        time.sleep(ORPHAN_SECONDS)
+        kill_tree(os.getpid())
 
 
 class StopCallback(TrainerCallback):

@@ -163,7 +163,7 @@ class RolloutConfig(BaseConfig):
     max_consecutive_failures: int = Field(32, ge=1)
     """Episodes that may fail in a row, retries included, before the run stops with the last error."""
     max_barren_groups: int = Field(200, ge=1)
-    """Groups in a row that may carry no signal before the run stops: the tasks are too easy or too hard."""
+    """Groups in a row that may carry no signal before training ends: the tasks are too easy or too hard."""
     start_seconds: float = Field(300.0, gt=0)
     """Time for the worker process to come up."""
     stale_seconds: float = Field(120.0, gt=0)

@@ -40,6 +40,10 @@ class RolloutProcessDied(RuntimeError):
     """The rollout process ended although nobody asked it to; carries its error."""
 
 
+class NothingLeftToLearn(RolloutProcessDied):
+    """The rollout process ended because too many groups in a row carried no signal."""
+
+
 class StopRequested(Exception):
     """The run was asked to stop while the trainer waited for rows."""
 
@@ -290,6 +294,7 @@ class RolloutWorker:
                 f"the rollout process died with exit code {self._process.exitcode} and left no error "
                 f"(killed for memory?); see {self._settings.run_dir}/logs/rollouts.log"
             )
-        raise RolloutProcessDied(
-            f"the rollout process failed with {error.kind}: {error.text}"
-        ) from RuntimeError(error.trace)
+        kind = NothingLeftToLearn if error.kind == "NoSignalError" else RolloutProcessDied
+        raise kind(f"the rollout process failed with {error.kind}: {error.text}") from RuntimeError(
+            error.trace
+        )

@@ -1,8 +1,7 @@
 """GRPO training of an RLM policy; this file is the algorithm, top to bottom.
 
-    accelerate launch --config_file configs/accelerate/cpu.yaml -m training.train @
-    configs/train/quickstart_cpu.toml torchrun --nproc_per_node 2 -m training.train @ FILE.toml
-    --precision.device cpu
+    accelerate launch --config_file configs/accelerate/cpu.yaml -m training.train @ configs/train/FILE.toml
+    torchrun --standalone --nproc_per_node 2 -m training.train @ configs/train/FILE.toml
 
 What runs where: the main process (rank 0) owns the vLLM server, the rollout process and the weight sync;
 every rank trains. Invariants: whatever ends the run, no process is left and complete checkpoints stay
@@ -29,9 +28,9 @@ if TYPE_CHECKING:
 def train(config: TrainConfig) -> dict[str, Any]:
     """One run; returns its summary, which the main process also writes to `<run>/summary.json`.
 
-    Summary: `ended` (finished, stopped by ..., failed: ...), `steps`, `policy_version`, `seconds` by phase,
-    `reward_curve` as [step, mean reward], `parity_max_abs_diff` in nats, `checkpoint` (the last complete
-    one), and with `[eval]` `reward_before`, `reward_after`, `n_eval`.
+    Summary: `ended` (finished, stopped by ..., failed: ...), `note` when it finished early, `steps`,
+    `policy_version`, `seconds` by phase, `reward_curve` as [step, mean reward], `parity_max_abs_diff` in nats,
+    `checkpoint` (the last complete one), and with `[eval]` `reward_before`, `reward_after`, `n_eval`.
 
     Raises:
         VLLMServerError: the server did not start or died; the message has the end of its log.
@@ -47,7 +46,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         write_json,
     )
     from training.policy_server import serve_policy
-    from training.rollout_worker import RolloutWorker, StopRequested
+    from training.rollout_worker import NothingLeftToLearn, RolloutWorker, StopRequested
     from training.run_setup import (
         PhaseClock,
         prepare_directory,
@@ -144,7 +143,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
             try:
                 with clock.phase("training"):
                     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-            except StopRequested:
+            except (StopRequested, NothingLeftToLearn) as end:
+                if isinstance(end, NothingLeftToLearn):
+                    if args.world_size > 1:  # the other ranks wait for rows that will not come
+                        raise
+                    summary["note"] = str(end)
+                    print(f"ending early: {end}", flush=True)
                 # Raised between two steps; what the unfinished one had accumulated is thrown away.
                 step = trainer.state.global_step
                 if step > state.get("step", 0) and run_dir / f"checkpoint-{step}" not in complete_checkpoints(

@@ -186,6 +186,29 @@ def test_a_stop_while_waiting_for_rows_leaves_a_checkpoint(scripted, make_config
     assert not (config.run.directory / "final").exists()
 
 
+def test_a_policy_that_has_learnt_it_all_ends_the_run_in_order(scripted, make_config):
+    """Mixed replies for two steps, then nothing but good ones: no signal is left, and that is no failure."""
+
+    def learnt_after_two_steps(request):
+        pushed = sum(call.path == "/collective_rpc" for call in scripted.fake.control_requests)
+        return "good" if pushed >= 3 else good_and_bad(request)
+
+    scripted.fake.policy = learnt_after_two_steps
+    config = make_config(
+        batch={"steps": 50},
+        rollout={"max_staleness": 0, "max_barren_groups": 4},
+        checkpoint={"every_steps": 50},
+        eval={"at_end": True, "taskset": {"offset": 1000, "num_tasks": 2}},
+    )
+    summary = train(config)
+    assert summary["ended"] == "finished"
+    assert "NoSignalError" in summary["note"]
+    assert 2 <= summary["steps"] < 50
+    assert summary["reward_after"] == 1.0
+    assert (config.run.directory / "final" / "model.safetensors").is_file()
+    assert complete_checkpoints(config.run.directory)
+
+
 def test_a_server_that_dies_is_named_as_the_cause(scripted, make_config):
     """Requests fail first; the summary and the error name the server and the end of its log all the same."""
     config = make_config(batch={"steps": 10}, rollout={"max_staleness": 0})

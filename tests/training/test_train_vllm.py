@@ -48,6 +48,15 @@ def wait_for_steps(process, run_dir, steps, log):
     raise AssertionError(f"no {steps} steps in {START_SECONDS} s:\n{log.read_text()[-8000:]}")
 
 
+def stop(process):
+    """Ends what a failed test left behind; the session is the launcher's own."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+
+
 def alive(processes):
     return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
@@ -95,7 +104,7 @@ def test_stop_resume_and_the_death_of_the_server(tiny_checkpoint, tmp_path):
 
     # Two ranks; SIGTERM to the launcher. The step at hand is finished, a checkpoint written, everything ends.
     log = tmp_path / "first.log"
-    ranks = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     first = launch(ranks, ["@", str(config)], log)
     try:
         below = wait_for_steps(first, run_dir, 3, log)
@@ -103,7 +112,7 @@ def test_stop_resume_and_the_death_of_the_server(tiny_checkpoint, tmp_path):
         first.send_signal(signal.SIGTERM)
         first.wait(90)
     finally:
-        first.kill()
+        stop(first)
     assert not alive(below)
     summary = json.loads((run_dir / "summary.json").read_text())
     assert summary["ended"] == "stopped by SIGTERM", log.read_text()[-4000:]
@@ -126,7 +135,7 @@ def test_stop_resume_and_the_death_of_the_server(tiny_checkpoint, tmp_path):
             engine.kill()
         assert second.wait(90) == 1
     finally:
-        second.kill()
+        stop(second)
     assert not alive(below)
     text = log.read_text()
     assert "VLLMServerError" in text
