@@ -133,11 +133,11 @@ def _ask_once(rng: random.Random) -> Script:
 
 
 BEHAVIOURS: tuple[Behaviour, ...] = (
-    Behaviour("copy", 0.16, _at_once(_WHOLE)),
+    Behaviour("copy", 0.14, _at_once(_WHOLE)),
     Behaviour("alter", 0.15, _at_once(_ALTERED)),
-    Behaviour("truncate", 0.13, _at_once(_PARTIAL)),
+    Behaviour("truncate", 0.14, _at_once(_PARTIAL)),
     Behaviour("wrap", 0.10, _at_once(_WRAPPED)),
-    Behaviour("invent", 0.08, _at_once(_INVENTED)),
+    Behaviour("invent", 0.09, _at_once(_INVENTED)),
     Behaviour("look_first", 0.08, _look_first),
     Behaviour("check_then_declare", 0.07, _check_then_declare),
     Behaviour("ready_at_once", 0.05, _ready_at_once),

@@ -237,27 +237,11 @@ def test_the_figure_is_a_whole_png(tmp_path, curve):
 @pytest.mark.timeout(600)
 def test_quickstart_on_real_vllm(tmp_path, capfd):
     """Two steps cannot reach the goal: everything is written all the same, and the command says so."""
-    own = [
-        "--warmstart.tokenizer-episodes",
-        "16",
-        "--warmstart.episodes",
-        "64",
-        "--warmstart.epochs",
-        "3",
-        "--seed",
-        "5",
-    ]
-    train = [
-        "--batch.steps",
-        "2",
-        "--batch.rows-per-device",
-        "16",
-        "--eval.select.limit",
-        "8",
-        "--traces.every-groups",
-        "1",
-    ]
-    assert main([*own, "--output-dir", str(tmp_path), "--", *train]) == 1
+    start = ["--warmstart.tokenizer-episodes", "16", "--warmstart.episodes", "64", "--warmstart.epochs", "3"]
+    train = ["--batch.steps", "2", "--batch.rows-per-device", "16"]
+    train += ["--eval.select.limit", "8", "--traces.every-groups", "1"]
+    own = [*start, "--seed", "5", "--output-dir", str(tmp_path)]
+    assert main([*own, "--", *train]) == 1
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["steps"], summary["n_eval"], summary["seed"]) == (2, 8, 5)
     assert summary["parity_max_abs_diff"] < 1e-3
