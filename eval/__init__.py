@@ -7,7 +7,8 @@ Python. The room reads from top to bottom of one run:
     config.py     what a TOML file may say
     matrix.py     the cells that it means: one suite, one setting, one mode, one model
     endpoints.py  where each model answers: a URL, a checkpoint on its own vLLM, or `scripted.py`
-    runner.py     episodes, in-process through verifiers; resume
+    folder.py     the results folder; resume
+    runner.py     episodes, in-process through verifiers
     rows.py       one flat row per episode, and the outcome category that it falls in
     stats.py      intervals and paired differences, as pure functions
     summary.py    rows -> summary.json

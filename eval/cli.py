@@ -14,9 +14,10 @@ from pydantic_config import ConfigFileError, cli
 
 from eval.config import EvalConfig, explain
 from eval.endpoints import EndpointError
+from eval.folder import RunError
 from eval.matrix import Cell, MatrixError, calls_of, expand, tasks_of
 from eval.rows import EPISODES_FILE, KEPT, Row, key_of, read_rows
-from eval.runner import RunError, run_matrix
+from eval.runner import run_matrix
 from eval.summary import Summary, summarise
 
 USAGE = """\
@@ -104,6 +105,7 @@ def rows_of(config: EvalConfig) -> list[Row]:
 def write_report(config: EvalConfig, rows: Sequence[Row]) -> Summary:
     """summary.json, report.md, plots and, if asked for, W&B; returns the summary."""
     from eval import plots, report, wandb_log
+    from eval.plot_kit import Stats
 
     results = config.results_dir
     summary = summarise(rows, name=config.name, seed=config.seed, report=config.report)
@@ -111,7 +113,7 @@ def write_report(config: EvalConfig, rows: Sequence[Row]) -> Summary:
     drawn: dict[str, str] = {}
     skipped: dict[str, str] = {}
     if config.report.plots:
-        stats = plots.Stats(config.report.bootstrap, config.report.confidence, config.seed)
+        stats = Stats(config.report.bootstrap, config.report.confidence, config.seed)
         drawn, skipped = plots.draw_all(rows, results / "plots", stats, dpi=config.report.dpi)
     elif config.report.plots is False:
         skipped["all"] = "report.plots = false"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from eval.plots import (
+from eval.plot_kit import (
     COLOURS,
     INK,
     MARKERS,

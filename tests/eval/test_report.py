@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
-from eval import plots, report
+from eval import plot_kit, plots, report
 from eval.config import ReportConfig
 from eval.rows import Outcome, Row
 from eval.summary import find_cell, summarise
@@ -13,7 +13,7 @@ from eval.wandb_log import sample
 from tests.eval.synthetic import row, rows
 
 OPTIONS = ReportConfig(bootstrap=200)
-STATS = plots.Stats(bootstrap=200, confidence=0.95, seed=0)
+STATS = plot_kit.Stats(bootstrap=200, confidence=0.95, seed=0)
 
 
 def failures() -> list[Row]:
@@ -178,20 +178,20 @@ def test_one_file_per_model(tmp_path: Path) -> None:
 
 def test_the_main_plots_leave_variations_out() -> None:
     made = rows(tasks=2)
-    assert {one["setting"] for one in plots.main_rows(made) if one["suite"] == "verbatim"} == {"default"}
-    assert len({one["setting"] for one in plots.main_rows(made) if one["suite"] == "math"}) == 3
+    assert {one["setting"] for one in plot_kit.main_rows(made) if one["suite"] == "verbatim"} == {"default"}
+    assert len({one["setting"] for one in plot_kit.main_rows(made) if one["suite"] == "math"}) == 3
 
 
 @pytest.mark.parametrize(
     ("value", "text"), [(0, "0"), (12.5, "12.5"), (999, "999"), (1500, "1.5k"), (2e6, "2M"), (3.2e9, "3.2G")]
 )
 def test_axis_numbers(value: float, text: str) -> None:
-    assert plots.compact(value) == text
+    assert plot_kit.compact(value) == text
 
 
 def test_log_ticks_lie_inside_and_are_few() -> None:
     for low, high in ((3, 12), (450, 5000), (1e3, 1e7), (110_000, 440_000)):
-        ticks, labels = plots._log_ticks((low, high))
+        ticks, labels = plot_kit.log_ticks((low, high))
         assert 2 <= len(ticks) <= 5
         assert all(low <= tick <= high for tick in ticks)
         assert len(set(labels)) == len(ticks)

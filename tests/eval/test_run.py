@@ -17,9 +17,10 @@ import pytest
 from eval import cli
 from eval.config import EvalConfig
 from eval.endpoints import EndpointError
+from eval.folder import RunError, prepare, sole_writer
 from eval.matrix import expand, merge
 from eval.rows import EPISODES_FILE, Row, append_row, key_of, read_rows
-from eval.runner import RunError, prepare, run_matrix, sole_writer
+from eval.runner import run_matrix
 from eval.scripted_replies import reply as scripted_reply
 from tests.fakes import ChatRequest, FakeModelServer, Reply, ToolCall
 
