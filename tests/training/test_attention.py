@@ -2,11 +2,13 @@
 loops."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.training.tiny_models import tiny_model
+from training import attention
 from training.attention import (
     Segment,
     TreeAttention,
@@ -267,3 +269,88 @@ class TestRefusals:
 
     def test_auto_on_the_cpu_is_the_portable_one(self):
         assert choose_attention("auto", torch.device("cpu"), torch.float32).fast is None
+
+
+class TestFusedKernels:
+    """Choosing among kernels that cannot run here, with stand-ins for them."""
+
+    @pytest.fixture
+    def stand_in(self, monkeypatch):
+        """Let CPU tensors through to `varlen`, which is then computed by `compute`."""
+
+        def install(compute):
+            monkeypatch.setattr(TreeAttention, "_fits_flash", staticmethod(lambda query, dtype: True))
+            monkeypatch.setattr(attention, "varlen_attention", compute)
+
+        return install
+
+    @staticmethod
+    def right(query, key, value, kv_index, cu_q, cu_k, max_q, max_k, *, scaling, window):
+        segments = build_segments(cu_q, cu_k, window, query.device)
+        return attention.segment_attention(query, key, value, kv_index, segments, scaling=scaling)
+
+    def check(self):
+        attention.check_kernel("varlen", torch.device("cpu"), torch.bfloat16)
+
+    def test_a_kernel_that_agrees_is_taken(self, stand_in):
+        stand_in(self.right)
+        self.check()
+
+    def test_a_kernel_aligned_at_the_upper_left_is_not(self, stand_in):
+        def upper_left(query, key, value, kv_index, cu_q, cu_k, max_q, max_k, *, scaling, window):
+            segments = build_segments(cu_q, cu_k, window, query.device)
+            wrong = [
+                replace(s, mask=None if s.mask is None else torch.ones_like(s.mask).tril()) for s in segments
+            ]
+            return attention.segment_attention(query, key, value, kv_index, wrong, scaling=scaling)
+
+        stand_in(upper_left)
+        with pytest.raises(TreeAttentionError, match="output differs"):
+            self.check()
+
+    def test_a_kernel_that_ignores_the_window_is_not(self, stand_in):
+        stand_in(lambda *args, scaling, window: self.right(*args, scaling=scaling, window=None))
+        with pytest.raises(TreeAttentionError, match="sliding window 6"):
+            self.check()
+
+    def test_a_kernel_with_wrong_gradients_is_not(self, stand_in):
+        def no_value_gradient(query, key, value, *args, scaling, window):
+            return self.right(query, key, value.detach() + 0 * value, *args, scaling=scaling, window=window)
+
+        stand_in(no_value_gradient)
+        with pytest.raises(TreeAttentionError, match="dv differs"):
+            self.check()
+
+    def test_a_kernel_that_cannot_run_says_why(self, stand_in):
+        def missing(*args, **kwargs):
+            raise ImportError("no kernels package")
+
+        stand_in(missing)
+        with pytest.raises(TreeAttentionError, match="no kernels package"):
+            self.check()
+
+    def test_auto_takes_the_first_that_works(self, monkeypatch):
+        broken: set[str] = set()
+
+        def check(fast, device, dtype):
+            if fast in broken:
+                raise TreeAttentionError("not here")
+
+        monkeypatch.setattr(attention, "check_kernel", check)
+        for now, wanted in ((), "fa3"), (("fa3",), "varlen"), (("varlen",), None):
+            broken.update(now)
+            assert choose_attention("auto", torch.device("cuda"), torch.bfloat16).fast == wanted
+        with pytest.raises(TreeAttentionError, match="not here"):
+            choose_attention("fa3", torch.device("cuda"), torch.bfloat16)
+        assert choose_attention("auto", torch.device("cuda"), torch.float32).fast is None
+
+    def test_torchs_kernel_takes_the_arguments_that_we_pass(self):
+        """Shapes only: its fake implementation checks names and kinds of arguments, not what is computed."""
+        meta = {"device": "meta"}
+        q, k = (
+            torch.empty(7, 4, 16, dtype=torch.bfloat16, **meta),
+            torch.empty(7, 2, 16, dtype=torch.bfloat16, **meta),
+        )
+        index, cu = torch.empty(11, dtype=torch.long, **meta), torch.empty(4, dtype=torch.int32, **meta)
+        out = attention.varlen_attention(q, k, k, index, cu, cu, 3, 5, scaling=0.25, window=4)
+        assert out.shape == q.shape

@@ -1,5 +1,8 @@
 """Trainer and a real vLLM on the CPU: weights arrive, and a sync that leaves a tensor out is noticed."""
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -145,21 +148,31 @@ def test_a_trainer_at_another_temperature_is_noticed(served, tmp_path, monkeypat
         trainer.train()
 
 
-def test_requests_in_flight_survive_a_sync_and_use_the_new_weights(served, tmp_path):
-    from concurrent.futures import ThreadPoolExecutor
-
+def test_requests_in_flight_survive_a_sync_and_new_ones_get_the_new_weights(served, tmp_path):
     server, model, _ = served
     transfer = FileWeightTransfer(server.url, tmp_path / "weights", tied=tied_parameters(model))
     trainer = trainer_for(server, model, tmp_path, transfer, steps=1)
+    policy = trainer.model
+    with torch.no_grad():
+        policy.get_output_embeddings().weight.add_(torch.randn(264, 64))
     transfer.init_weight_transfer()
+    prompt = [1, 2, 3]
     with ThreadPoolExecutor() as pool:
+        running = pool.submit(server.admin.sample, NAME, prompt, max_tokens=120, temperature=1.0, seconds=60)
+        time.sleep(0.05)
         transfer.pause()
-        waiting = pool.submit(server.admin.sample, NAME, [1, 2, 3], max_tokens=4, temperature=1.0, seconds=60)
+        waiting = pool.submit(server.admin.sample, NAME, prompt, max_tokens=20, temperature=1.0, seconds=60)
         with pytest.raises(TimeoutError):
-            waiting.result(timeout=0.5)
+            waiting.result(timeout=0.3)
         transfer.send_weights(trainer._streaming_iter())
         transfer.resume()
-        assert len(waiting.result(timeout=60).token_ids) == 4
+        assert len(running.result(timeout=60).token_ids) == 120
+        sample = waiting.result(timeout=60)
+    policy.set_attn_implementation("sdpa")
+    ids = prompt + sample.token_ids
+    with torch.no_grad():
+        logp = policy.eval()(torch.tensor([ids])).logits[0].log_softmax(-1)
+    np.testing.assert_allclose(sample.logprobs, logp[range(2, len(ids) - 1), ids[3:]].numpy(), atol=1e-3)
 
 
 def test_a_directory_that_the_server_cannot_read_leaves_it_running(served, tmp_path, monkeypatch):
