@@ -1,5 +1,5 @@
 """GRPO training of an RLM policy: TRL's `AsyncGRPOTrainer`, fed by verifiers episodes and served by vLLM.
 
-`training.train` is what `accelerate launch` runs. Importing this package imports neither torch nor TRL, so that the
-config files can be read and checked without them.
+`training.train` is what `accelerate launch` runs. Importing this package, or the modules that hold config
+classes, imports neither torch nor TRL, so that config files can be read and checked without them.
 """
