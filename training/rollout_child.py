@@ -1,8 +1,8 @@
 """The rollout process from its first line to its last: signals, log, the watch over its parent, the loop.
 
 Invariants: the process never sees a GPU; it never outlives the trainer's process, however that ended; and
-when it goes, the REPL processes below it go too. Ctrl-C reaches the trainer's process alone, which then asks
-this one to stop; so the order of things is one, whoever sent the signal.
+when it goes, the REPL processes below it go too. Signals are for the trainer's process alone, which then asks
+this one to stop; so the order of things is one, whoever sent the signal to whom.
 """
 
 from __future__ import annotations
@@ -72,8 +72,11 @@ def child_main(settings: LoopSettings, link: ChildLink) -> None:
     environment = child_environment(os.environ)
     os.environ.clear()
     os.environ.update(environment)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: setattr(link.counters.stop, "value", 1))
+    # Launchers and terminals signal process groups, batch systems every process of a job. The episodes of the
+    # step at hand are still wanted then, and when they are not, the trainer's process says so.
+    os.setsid()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     _log_to(Path(settings.run_dir) / "logs" / "rollouts.log")
     status = 0
     try:
@@ -130,5 +133,5 @@ def _log_to(path: Path) -> None:
         force=True,
     )
     # One line per request of a model server is a million lines a run.
-    for name in ("httpx", "aiohttp.access", "openai"):
+    for name in ("httpx", "aiohttp.access", "openai", "verifiers.v1.rollout"):
         logging.getLogger(name).setLevel(logging.WARNING)

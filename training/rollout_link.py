@@ -95,7 +95,7 @@ class Counters:
         self.waiting: Any = context.RawValue("b", 0)
         """1 while the trainer is blocked on an empty buffer. Trainer's."""
         self.stop: Any = context.RawValue("b", 0)
-        """1 ends the rollout process. Trainer's; also the rollout process's own on SIGTERM."""
+        """1 ends the rollout process. Trainer's."""
         self.heartbeat: Any = context.RawValue("d", 0.0)
         """Wall-clock seconds of the loop's last turn. Rollout process's."""
         self.ready: Any = context.RawValue("b", 0)

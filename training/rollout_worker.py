@@ -17,6 +17,7 @@ Invariants:
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import queue
 import time
@@ -165,6 +166,8 @@ class RolloutWorker:
             return
         self._counters.heartbeat.value = time.time()
         self._process = self._new_process()
+        # The process ignores SIGTERM, by which multiprocessing would end it on an exit that skips `stop`.
+        atexit.register(self.stop)
         self._process.start()
         self._link.started()
         deadline = time.monotonic() + self._config.rollout.start_seconds
@@ -182,6 +185,7 @@ class RolloutWorker:
         process, self._process = self._process, None
         if process is None:
             return
+        atexit.unregister(self.stop)
         self._counters.stop.value = 1
         deadline = time.monotonic() + self._config.rollout.stop_seconds
         while process.is_alive() and time.monotonic() < deadline:
@@ -279,7 +283,6 @@ class RolloutWorker:
         return None if self._process is None else self._process.pid
 
     def _new_process(self) -> Any:
-        # A daemon, so that an exit of the trainer's process that skips `stop` still ends it.
         return self._context.Process(
             target=child_main, args=(self._settings, self._link.child()), name="rollouts", daemon=True
         )

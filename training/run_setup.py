@@ -23,6 +23,9 @@ from trl.experimental.async_grpo import AsyncGRPOConfig
 from training.callbacks import STATE_FILE, complete_checkpoints, write_json
 from training.config import TrainConfig
 
+PID_FILE = "trainer.pid"
+"""Process id of rank 0. SIGTERM to it stops all ranks in order, without the 30 s that torchrun grants."""
+
 
 class PhaseClock:
     """Wall-clock seconds of the run's phases."""
@@ -87,8 +90,9 @@ def prepare_directory(config: TrainConfig, resume: Path | None) -> None:
             shutil.rmtree(old)
         for name in ("rollouts", "weights", "final", "eval_before", "eval_after"):
             shutil.rmtree(run_dir / name, ignore_errors=True)
-        for name in ("metrics.jsonl", "summary.json"):
-            (run_dir / name).unlink(missing_ok=True)
+        (run_dir / "metrics.jsonl").unlink(missing_ok=True)
+    (run_dir / "summary.json").unlink(missing_ok=True)  # it says how this run ended, once that is known
+    (run_dir / PID_FILE).write_text(f"{os.getpid()}\n", encoding="utf-8")
     write_json(run_dir / "config.json", config.model_dump(mode="json"))
 
 

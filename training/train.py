@@ -29,7 +29,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     """One run; returns its summary, which the main process also writes to `<run>/summary.json`.
 
     Summary: `ended` (finished, stopped by ..., failed: ...), `note` when it finished early, `steps`,
-    `policy_version`, `seconds` by phase, `reward_curve` as [step, mean reward], `parity_max_abs_diff` in nats,
+    `policy_version`, `seconds` by phase, `reward_curve` as [step, reward], `parity_max_abs_diff` in nats,
     `checkpoint` (the last complete one), and with `[eval]` `reward_before`, `reward_after`, `n_eval`.
 
     Raises:
@@ -48,6 +48,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     from training.policy_server import serve_policy
     from training.rollout_worker import NothingLeftToLearn, RolloutWorker, StopRequested
     from training.run_setup import (
+        PID_FILE,
         PhaseClock,
         prepare_directory,
         prepare_reporting,
@@ -77,6 +78,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     with contextlib.ExitStack() as stack:
         if main:
+            stack.callback((run_dir / PID_FILE).unlink, missing_ok=True)
             stack.callback(lambda: write_json(run_dir / "summary.json", summary))
         try:
             # 1. A policy server with the weights that training starts from.

@@ -70,7 +70,8 @@ def test_shipped_accelerate_configs(path):
 def test_shipped_slurm_scripts(path):
     subprocess.run(["bash", "-n", str(path)], check=True)
     text = path.read_text()
-    assert "--signal=TERM@" in text
+    assert "--signal=B:TERM@" in text
+    assert "trainer.pid" in text
     for word in text.replace("}", " ").replace("-configs", " configs").split():
         if word.startswith("configs/") and not word.endswith(".sbatch"):
             assert (ROOT / word).is_file(), word

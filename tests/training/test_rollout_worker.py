@@ -442,7 +442,12 @@ def test_the_process_makes_rows_and_stops(server, make_config):
     try:
         samples = take(worker, 8)
         environment = Path(f"/proc/{pid}/environ").read_bytes()
-        os.kill(pid, signal.SIGINT)  # Ctrl-C in a terminal reaches it too, and is not for it
+        for number in (
+            signal.SIGINT,
+            signal.SIGTERM,
+        ):  # a batch system sends them to all, they are not for it
+            os.kill(pid, number)
+        assert os.getpgid(pid) != os.getpgid(0)
         assert not gone(pid, 1.0)
         samples += take(worker, 8)
     finally:
