@@ -4,7 +4,7 @@
 off from the other. See docs/security.md for what is promised.
 """
 
-from rlm_env.repl.client import RESERVED, ReplClient
+from rlm_env.repl.client import ReplClient
 from rlm_env.repl.config import (
     Answer,
     FunctionSpec,
@@ -16,6 +16,7 @@ from rlm_env.repl.config import (
     ReplResult,
     ReplStartError,
 )
+from rlm_env.repl.handover import RESERVED
 
 __all__ = [
     "RESERVED",

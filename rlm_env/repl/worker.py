@@ -19,6 +19,7 @@ More than 400 lines because it is shipped into containers as a single file.
 """
 
 import _ast
+import _sitebuiltins
 import builtins
 import codecs
 import errno
@@ -599,6 +600,12 @@ def child_main(sock, capture_fd, config):
 
             site.main()
         sys.path.insert(0, "")
+        sys.argv = [""]
+        # What the site module, left out for speed, would have defined.
+        builtins_of_site = {"help": _sitebuiltins._Helper()}  # type: dict[str, object]
+        for name in ("exit", "quit"):
+            builtins_of_site[name] = _sitebuiltins.Quitter(name, "the end of your code")
+        vars(builtins).update(builtins_of_site)
         repl = Repl(channel, start, context, capture_fd)
         del context, start, payload
     except BaseException as error:

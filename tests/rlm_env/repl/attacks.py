@@ -71,7 +71,7 @@ attack(
     "command-lines-of-all",
     "pids = [p for p in os.listdir('/proc') if p.isdigit()]\n"
     "print(len(pids), 'processes')\n"
-    "for p in pids: print(open(f'/proc/{p}/cmdline').read()[:200])\n"
+    "for p in pids: attempt(p, lambda: open(f'/proc/{p}/cmdline').read()[:200], lambda value: False)\n"
     "if len(pids) > 3: print('ESCAPED', pids)",
     says="processes",
 )

@@ -6,6 +6,7 @@ context whole, and the host has lost no memory, descriptor or process to it.
 
 import asyncio
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -138,6 +139,29 @@ async def eventually(check, what: str) -> None:
 def test_there_are_enough_attacks_and_no_two_alike():
     assert len(ATTACKS) >= 60
     assert len({attack.name for attack in ATTACKS}) == len(ATTACKS)
+
+
+GETS_THROUGH = {
+    "secret-file": "TOPSECRET",
+    "symlink-to-the-secret": "ESCAPED link 'TOPSECRET",
+    "tcp": "ESCAPED connect",
+    "udp": "ESCAPED 8.8.8.8|ESCAPED 127.0.0.1|got 127.0.0.1",
+    "unix-socket": "ESCAPED unix",
+    "abstract-unix-socket": "ESCAPED abstract",
+    "signal-the-host": "ESCAPED host",
+    "command-lines-of-all": "ESCAPED",
+    "root-of-other-processes": "ESCAPED",
+}
+"""Attacks that do no harm where nothing confines them, and what they then print (root or not)."""
+
+
+@pytest.mark.parametrize("name", GETS_THROUGH)
+async def test_without_confinement_the_attacks_get_through(repl, host, name):
+    """So it is the confinement that stops them above, and not a mistake in the program."""
+    program = next(attack for attack in ATTACKS if attack.name == name)
+    client = await repl(isolation="none", call_seconds=10)
+    result = await client.run(PRELUDE + host.constants() + program.code)
+    assert re.search(GETS_THROUGH[name], result.output), result.output
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="confinement is Linux's")

@@ -150,6 +150,13 @@ async def test_installed_packages_can_be_imported(repl):
     assert await shown(client, "import numpy\nint(numpy.arange(10).sum())") == "45\n"
 
 
+async def test_what_every_python_prompt_has_is_there(repl):
+    client = await repl()
+    assert "Ask a fresh language model" in await shown(client, "help(llm_batch)")
+    assert (await client.run("exit()")).error == "SystemExit"
+    assert await shown(client, "import sys; sys.argv, __name__") == "([''], '__main__')\n"
+
+
 async def test_threads_and_process_pools_work(repl):
     client = await repl()
     code = (
