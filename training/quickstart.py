@@ -155,7 +155,7 @@ def run_trainer(config: QuickstartConfig, arguments: Sequence[str]) -> None:
 
 def clear(directory: Path) -> None:
     """Removes what an earlier quickstart wrote, and nothing else."""
-    for name in ("start", "start.partial", "warmstart", "grpo", "model", "traces"):
+    for name in ("start", "start.partial", "grpo", "model", "traces"):
         shutil.rmtree(directory / name, ignore_errors=True)
     for name in ("summary.json", "reward_curve.png"):
         (directory / name).unlink(missing_ok=True)

@@ -12,9 +12,16 @@ BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#8C8C8C"
 """Okabe and Ito's palette: told apart in print and by colour-blind readers; the marks differ in shape too."""
 
 
+WINDOW = 3
+"""Steps of the moving average."""
+
+
 def moving_average(values: Sequence[float], window: int) -> list[float]:
-    """Means over the last `window` values, fewer at the start."""
-    return [sum(values[max(0, end - window) : end]) / min(end, window) for end in range(1, len(values) + 1)]
+    """Centred means of up to `window` values (odd), of fewer at the ends. A trailing mean would lag behind a
+    curve that rises this fast."""
+    half = window // 2
+    around = [values[max(0, at - half) : at + half + 1] for at in range(len(values))]
+    return [sum(part) / len(part) for part in around]
 
 
 def binomial_interval(mean: float, n: int) -> tuple[float, float]:
@@ -53,10 +60,9 @@ def plot_reward_curve(
     with plt.rc_context({"font.size": 11, "axes.spines.top": False, "axes.spines.right": False}):
         figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
         axes.plot(steps, rewards, ".", color=GREY, markersize=5, label="training, each step")
-        window = max(1, min(5, len(rewards)))
         if rewards:
-            smooth = moving_average(rewards, window)
-            axes.plot(steps, smooth, "-", color=BLUE, linewidth=2, label=f"training, mean of {window} steps")
+            smooth = moving_average(rewards, WINDOW)
+            axes.plot(steps, smooth, "-", color=BLUE, linewidth=2, label=f"training, mean of {WINDOW} steps")
         ends = [(0, before), (steps[-1] if steps else 0, after)]
         marked = [(step, mean) for step, mean in ends if mean is not None]
         if marked and n_eval:

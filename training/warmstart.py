@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -338,16 +339,8 @@ def warm_start(
         f"{len(rows)} conversations, {sum(len(row.input_ids_T) for row in rows):,} tokens"
     )
 
-    with clock.phase("imitation"):
-        loss = imitate(
-            model,
-            tokenizer,
-            rows,
-            config,
-            seed=seed,
-            work_dir=model_dir.with_name("warmstart"),
-            say=say,
-        )
+    with clock.phase("imitation"), tempfile.TemporaryDirectory() as scratch:
+        loss = imitate(model, tokenizer, rows, config, seed=seed, work_dir=Path(scratch), say=say)
         save_policy(model_dir, model, tokenizer)
     return Warmstart(model_dir, size, episodes, len(rows), sum(row.trained for row in rows), loss)
 

@@ -217,7 +217,8 @@ def test_intervals_are_wilson_s():
 
 
 def test_moving_average_by_hand():
-    assert moving_average([1, 2, 3, 4, 5], 2) == [1, 1.5, 2.5, 3.5, 4.5]
+    assert moving_average([1, 2, 6, 1, 5], 3) == [1.5, 3, 3, 4, 3]
+    assert moving_average([], 3) == []
 
 
 @pytest.mark.parametrize("curve", [[[1, 0.2], [2, None], [3, 0.8]], []])
