@@ -58,6 +58,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         share,
         trainer_arguments,
     )
+    from training.server import VLLMServerError
     from training.trl_seams import build_trainer
     from training.vllm_admin import VLLMAdmin
     from training.weight_sync import make_weight_transfer
@@ -181,12 +182,21 @@ def train(config: TrainConfig) -> dict[str, Any]:
             summary["ended"] = f"interrupted by {stop.reason}"
             raise
         except Exception as error:
-            summary["ended"] = f"failed: {type(error).__name__}: {error}"
+            summary["ended"] = failure(error)
             if served is not None:
                 time.sleep(1.0)  # a server that is dying closes its connections before it is gone
-                served.server.watch()  # raises with the end of the log when it is dead, the true cause
+                try:
+                    served.server.watch()
+                except VLLMServerError as dead:  # the true cause, with the end of the log
+                    summary["ended"] = failure(dead)
+                    raise dead from error
             raise
     return summary
+
+
+def failure(error: Exception) -> str:
+    """How the summary names the error that ended the run."""
+    return f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def measure(config: TrainConfig, served: ServedPolicy, when: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import threading
 import time
@@ -25,7 +26,7 @@ from tests.training.test_rollout_worker import RENDERER, ThreadWorker
 from training.callbacks import CheckpointCallback, StopSignal, complete_checkpoints, progress_line
 from training.config import TrainConfig
 from training.policy_server import ServedPolicy
-from training.run_setup import ResumeError, resume_checkpoint, trainer_arguments
+from training.run_setup import ResumeError, prepare_reporting, resume_checkpoint, trainer_arguments
 from training.server import VLLMServerError
 from training.train import train
 
@@ -224,7 +225,8 @@ def test_a_server_that_dies_is_named_as_the_cause(scripted, make_config):
     with pytest.raises(VLLMServerError, match="last words"):
         train(config)
     run_dir = config.run.directory
-    assert "failed" in json.loads((run_dir / "summary.json").read_text())["ended"]
+    ended = json.loads((run_dir / "summary.json").read_text())["ended"]
+    assert ended == "failed: VLLMServerError: vLLM exited with status -9"
     # The step whose weights did not arrive has no checkpoint; the one before is intact.
     assert [path.name for path in complete_checkpoints(run_dir)][-1] == "checkpoint-1"
 
@@ -326,6 +328,22 @@ def test_the_settings_reach_trl(make_config):
     assert not args.bf16
     assert args.save_total_limit is None
     assert trainer_arguments(make_config()).token_budget == -1
+
+
+def test_wandb_never_asks_for_a_key(make_config, monkeypatch, tmp_path):
+    names = ("WANDB_MODE", "WANDB_PROJECT", "WANDB_DIR", "WANDB_API_KEY")
+    for name in names:
+        monkeypatch.setenv(name, "x")  # restored at the end
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    prepare_reporting(make_config())
+    assert not any(name in os.environ for name in names)
+    prepare_reporting(make_config(run={"report_to": ["wandb"]}))
+    assert (os.environ["WANDB_MODE"], os.environ["WANDB_PROJECT"]) == ("offline", "rlm-env")
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    prepare_reporting(make_config(run={"report_to": ["wandb"]}))
+    assert "WANDB_MODE" not in os.environ
 
 
 def test_signals(monkeypatch):
