@@ -157,9 +157,11 @@ class Plan:
             ("fd/1", "/dev/stdout"),
             ("fd/2", "/dev/stderr"),
             (f"{SCRATCH}/.shm", "/dev/shm"),
-            (f"{SCRATCH}/.tmp", "/tmp"),
         ):
             argv += ["--symlink", target, path]
+        if not any(path.startswith("/tmp/") for path in binds):
+            # A Python that lives below /tmp needs it as a folder; TMPDIR is the scratch either way.
+            argv += ["--symlink", f"{SCRATCH}/.tmp", "/tmp"]
         argv += ["--proc", "/proc"]
         argv += ["--perms", "1777", "--size", str(config.scratch_mb << 20), "--tmpfs", SCRATCH]
         return [*argv, "--remount-ro", "/", "--chdir", "/"]

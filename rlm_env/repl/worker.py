@@ -1240,7 +1240,9 @@ def build_view(kernel, config):
         MS_NOSUID | MS_NODEV,
         "mode=1777,size={}m,nr_inodes={}".format(config["scratch_mb"], MAX_FILES),
     )
-    os.symlink(SCRATCH + "/.tmp", "/new/tmp")
+    if not os.path.isdir("/new/tmp"):
+        # A Python that lives below /tmp needs it as a folder; TMPDIR is the scratch either way.
+        os.symlink(SCRATCH + "/.tmp", "/new/tmp")
     os.chdir("/new")
     kernel.pivot_root(".", ".")
     kernel.umount(".")

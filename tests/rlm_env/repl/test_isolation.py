@@ -237,3 +237,25 @@ def test_a_python_that_is_too_old_is_named():
         isolation.interpreter(python)
     done = subprocess.run([python, "-c", isolation.BOOT, "/tmp", "{}"], capture_output=True, text=True)
     assert "needs python >= 3.8; this is 3." in done.stderr
+
+
+@pytest.fixture
+def venv_below_tmp():
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+        yield folder
+
+
+@linux
+@pytest.mark.parametrize("backend", ["bwrap", "namespaces"])
+async def test_a_python_below_tmp_can_be_confined(repl, venv_below_tmp, backend):
+    """A clone in a temporary folder: /tmp must then be a folder of the view and not a link to the scratch."""
+    if backend == "bwrap" and not shutil.which("bwrap"):
+        pytest.skip("bubblewrap is not installed")
+    client = await repl(isolation=backend, python=f"{venv_below_tmp}/bin/python")
+    result = await client.run(
+        "import os, tempfile\nprint(os.listdir('/tmp'))\n"
+        "with tempfile.TemporaryFile() as f: print(f.write(b'abc'))\n"
+        "try: open('/tmp/x', 'w')\nexcept OSError as error: print(error.errno)"
+    )
+    assert result.output.split() == [f"['{os.path.basename(venv_below_tmp)}']", "3", "30"]
