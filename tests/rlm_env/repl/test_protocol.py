@@ -23,7 +23,7 @@ LIMIT = 1 << 20
 
 
 @given(st.lists(st.tuples(st.sampled_from("HQORDE"), bodies), max_size=6), st.data())
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 def test_frames_come_out_as_they_went_in_however_the_stream_is_cut(frames, data):
     stream = b"".join(pack_json(kind, body) for kind, body in frames)
     reader, got = FrameReader(LIMIT), []
