@@ -128,6 +128,7 @@ def block_text(config: RLMHarnessConfig, result: ReplResult, index: int, total: 
         lines.append(result.output or "(no output)")
     else:
         lines.append(result.output or "(no output)")
+    lines += [f"[{note}]" for note in result.notes]
     if result.timed_out:
         lines.append(
             f"[stopped: the code ran longer than {config.repl.call_seconds:g} s; "

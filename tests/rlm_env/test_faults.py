@@ -146,7 +146,12 @@ async def test_every_episode_ends_with_its_outcome_and_nothing_is_left(caplog):
         metrics = trace.metrics
         answered = [call for call in trace.calls if call.node is not None]
         assert len({call.acp.request_id for call in answered}) == len(answered)
-        assert metrics["root_turns"] + metrics["sub_turns"] == len(answered), (number, kind)
+        used = metrics["root_turns"] + metrics["sub_turns"]
+        if metrics["repl_restarts"]:
+            # A killed worker's sub-calls are cancelled; a reply that was on its way is on the trace, unused.
+            assert used <= len(answered), (number, kind)
+        else:
+            assert used == len(answered), (number, kind)
     assert set(outcomes) == set(KINDS)
     assert sum(outcomes.values()) == EPISODES == len({trace.id for trace in traces})
     assert after[0] <= before[0], "processes left"
