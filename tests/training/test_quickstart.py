@@ -126,8 +126,12 @@ def test_the_trainer_gets_one_thread_and_the_repository_on_its_path(monkeypatch,
 
 
 @pytest.mark.parametrize("stubborn", [False, True])
-def test_an_interrupt_takes_the_trainer_down(monkeypatch, tmp_path, stubborn):
-    ignore = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); " if stubborn else ""
+def test_an_interrupt_takes_the_trainer_down(monkeypatch, tmp_path, request, stubborn):
+    # A shell's background jobs ignore SIGINT and so would this process and its child: say what each does.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, previous))
+    reaction = "SIG_IGN" if stubborn else "SIG_DFL"
+    ignore = f"import signal; signal.signal(signal.SIGINT, signal.{reaction}); "
     ready = tmp_path / "ready"
     program = f"{ignore}import time; open({str(ready)!r}, 'w').close(); time.sleep(300)"
     started = launched_by(monkeypatch, program)
