@@ -38,7 +38,7 @@ if __name__ == "__main__":
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 from pydantic import Field
-from pydantic_config import BaseConfig, cli
+from pydantic_config import BaseConfig, ConfigFileError, cli
 
 from training.callbacks import write_json
 from training.config import TrainConfig, load_config
@@ -268,16 +268,19 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; 0 when the goals were met, 1 when not, 130 when interrupted."""
+    """Command line; 0 when the goals were met, 1 when not, 2 for a wrong setting, 130 when interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     own, overrides = arguments, []
     if "--" in arguments:
         at = arguments.index("--")
         own, overrides = arguments[:at], arguments[at + 1 :]
-    config = cli(QuickstartConfig, args=own)
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
+        config = cli(QuickstartConfig, args=own)
+        signal.signal(signal.SIGTERM, _interrupt)
         summary = quickstart(config, overrides)
+    except ConfigFileError as error:
+        print(f"quickstart: {error}", file=sys.stderr)
+        return 2
     except QuickstartFailed as error:
         print(f"quickstart: {error}", file=sys.stderr)
         return 1

@@ -82,12 +82,15 @@ def test_the_prompts_tell_nothing_of_the_answer():
     assert "env_tips" not in told
 
 
-def test_a_wrong_setting_of_training_is_told_before_anything_is_done(tmp_path, capsys):
-    marker = tmp_path / "start"
-    marker.mkdir()
-    with pytest.raises(BaseException, match="steps"):
-        main(["--output-dir", str(tmp_path), "--", "--batch.step", "2"])
-    assert marker.exists()
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [(["--", "--batch.step", "2"], "batch.steps"), (["--warmstart.epoch", "2"], "--warmstart.epoch")],
+)
+def test_a_wrong_setting_is_told_before_anything_is_done(tmp_path, capsys, wrong, named):
+    (tmp_path / "start").mkdir()
+    assert main(["--output-dir", str(tmp_path), *wrong]) == 2
+    assert named in capsys.readouterr().err
+    assert (tmp_path / "start").is_dir()
 
 
 # --- the trainer's process
