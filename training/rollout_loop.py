@@ -142,6 +142,7 @@ class RolloutLoop:
         self._restarts: Counter[int] = Counter()
         self._next_group = self.position.next_group
         self._failed_in_a_row = 0
+        self._failing: RolloutsFailing | None = None
         self._barren_in_a_row = 0
 
     # ---- which groups
@@ -267,11 +268,15 @@ class RolloutLoop:
 
     def _note_failure(self, failure: EpisodeFailed) -> None:
         self._failed_in_a_row += 1
-        if self._failed_in_a_row >= self.config.rollout.max_consecutive_failures:
-            raise RolloutsFailing(
+        if self._failing is None and self._failed_in_a_row >= self.config.rollout.max_consecutive_failures:
+            self._failing = RolloutsFailing(
                 f"{self._failed_in_a_row} episodes in a row failed; the last one with {failure}. "
                 "See logs/rollouts.log in the run's directory; rollout.max_consecutive_failures is the limit."
-            ) from failure
+            )
+        if self._failing is not None:
+            # Episodes that fail while the run is being stopped end it with the same words, whichever of them
+            # is looked at first.
+            raise self._failing from failure
 
     def _result(self, run: GroupRun, outcomes: list[Outcome]) -> GroupResult:
         grpo = self.config.grpo
