@@ -18,7 +18,7 @@ from verifiers.v1.semantic import ACPInfo
 from verifiers.v1.trace import AgentInfo, ModelCall, Trace, TraceTask
 
 from tests.fakes import FakeModelServer
-from tests.fakes.policies import SUB, fence, finish, is_sub
+from tests.fakes.policies import SUB, fence, finish, is_sub, sequence
 from tests.rlm_env.episodes import demo, harness_config
 from training.samples import (
     BranchTokens,
@@ -86,6 +86,22 @@ def conversations(exchanges):
     return sorted((row["ids"], row["mask"], row["logprobs"]) for row in rows)
 
 
+def check_rows(trace, exchanges):
+    """The rows of `trace` are, id by id, the conversations in the server's record; each sampled token is
+    trained once, with the log-probability that the server gave it."""
+    assert trace.ok, trace.errors
+    branches, counts = trace_branches(trace)
+    got = sorted(
+        (b.input_ids_T.tolist(), b.mask_T.tolist(), pytest.approx(b.logprobs_T.tolist(), abs=1e-6))
+        for b in branches
+    )
+    expected = conversations(exchanges)
+    assert [row[:2] for row in got] == [row[:2] for row in expected]
+    assert [row[2] for row in got] == [row[2] for row in expected]
+    assert sum(b.trained for b in branches) == sum(len(completion) for _, completion, _ in exchanges)
+    return branches, counts
+
+
 async def test_rows_are_what_the_server_saw(tiny_tokenizer, tiny_checkpoint):
     code = f'print(llm_batch(["{SUB}one", "{SUB}two", "{SUB}three"]))'
 
@@ -96,19 +112,45 @@ async def test_rows_are_what_the_server_saw(tiny_tokenizer, tiny_checkpoint):
         return [fence(code), "no code at all", fence(finish("len(context)"))][min(request.turn, 2)]
 
     trace, exchanges = await run_episode(policy, tiny_tokenizer, tiny_checkpoint)
-    assert trace.ok, trace.errors
-    branches, counts = trace_branches(trace)
-    got = sorted(
-        (b.input_ids_T.tolist(), b.mask_T.tolist(), pytest.approx(b.logprobs_T.tolist(), abs=1e-6))
-        for b in branches
-    )
-    expected = conversations(exchanges)
-    assert [row[:2] for row in got] == [row[:2] for row in expected]
-    assert [row[2] for row in got] == [row[2] for row in expected]
+    branches, counts = check_rows(trace, exchanges)
     assert [b.kind for b in branches] == ["root", "sub", "sub", "sub"]
     assert (counts.root_branches, counts.sub_branches, counts.shared_tokens) == (1, 3, 0)
-    sampled = sum(len(completion) for _, completion, _ in exchanges)
-    assert sum(b.trained for b in branches) == sampled
+
+
+async def test_a_folded_conversation_gives_exact_rows(tiny_tokenizer, tiny_checkpoint):
+    """The rows after a fold begin with what the server was sent then: the note, and kept replies as prompt."""
+    policy = sequence(
+        fence("a = 'old'\nprint('first')"),
+        fence("print('second')"),
+        fence("fold(1, 'a holds old')"),
+        fence("print('fourth')"),
+        fence("fold(2, 'only the answer is left')"),
+        fence(finish("a")),
+    )
+    trace, exchanges = await run_episode(policy, tiny_tokenizer, tiny_checkpoint, folding=True)
+    assert trace.root_reply == "old"
+    assert len(exchanges) == 6
+    branches, counts = check_rows(trace, exchanges)
+    assert [b.kind for b in branches] == ["root"] * 3
+    assert counts.shared_tokens == 0
+
+
+async def test_child_rlms_that_run_together_give_exact_rows(tiny_tokenizer, tiny_checkpoint):
+    """Two children at once, each with turns and a sub-LLM of its own."""
+    start = 'print(rlm_batch(["[child] a", "[child] b"], [1, 2]))'
+
+    def policy(request):
+        if is_sub(request):
+            return f"reply to {request.first_user}"
+        if request.first_user.startswith("[child]"):
+            ask = fence(f'x = llm_query("{SUB}" + str(context))')
+            return [ask, "thinking only", fence(finish("x"))][min(request.turn, 2)]
+        return [fence(start), fence(finish("1"))][min(request.turn, 1)]
+
+    trace, exchanges = await run_episode(policy, tiny_tokenizer, tiny_checkpoint, max_depth=2)
+    branches, counts = check_rows(trace, exchanges)
+    assert [b.kind for b in branches] == ["root", *["sub"] * 4]
+    assert (counts.root_branches, counts.sub_branches, counts.shared_tokens) == (1, 4, 0)
 
 
 async def test_equal_sub_calls_are_each_trained_once(tiny_tokenizer, tiny_checkpoint):
