@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate.utils import broadcast_object_list
@@ -22,6 +22,8 @@ from trl.experimental.async_grpo import AsyncGRPOConfig
 
 from training.callbacks import STATE_FILE, complete_checkpoints, write_json
 from training.config import TrainConfig
+
+T = TypeVar("T")
 
 PID_FILE = "trainer.pid"
 """Process id of rank 0. SIGTERM to it stops all ranks in order, without the 30 s that torchrun grants."""
@@ -160,9 +162,9 @@ def trainer_arguments(config: TrainConfig) -> AsyncGRPOConfig:
     )
 
 
-def share(value: str | None) -> str:
-    """The main process's value, on every rank."""
-    values: list[str | None] = [value]
+def share(value: T | None) -> T:
+    """The main process's value, on every rank. Others may give None."""
+    values: list[T | None] = [value]
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         broadcast_object_list(values, from_process=0)
     assert values[0] is not None

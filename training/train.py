@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from training.policy_server import ServedPolicy
 
 
+LAST_WORDS_SECONDS = 60.0
+"""How long a rank waits after a failure for the main process to end first; the launcher's signal cuts it
+short."""
+
+
 def train(config: TrainConfig) -> dict[str, Any]:
     """One run; returns its summary, which the main process also writes to `<run>/summary.json`.
 
@@ -104,8 +109,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
                     done_steps=state.get("step", 0),
                     state=state,
                     health_checks=[served.server.watch],
-                    # With several ranks the others wait for the same rows, so the step at hand is finished.
-                    stop_requested=lambda: stop.requested and args.world_size == 1,
+                    stop_requested=lambda: stop.requested,
                 )
                 stack.callback(worker.stop)
                 weight_transfer = make_weight_transfer(
@@ -147,18 +151,20 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 with clock.phase("training"):
                     trainer.train(resume_from_checkpoint=str(resume) if resume else None)
             except (StopRequested, NothingLeftToLearn) as end:
+                # Raised on every rank, between two steps; what the unfinished one had accumulated is thrown
+                # away.
                 if isinstance(end, NothingLeftToLearn):
-                    if args.world_size > 1:  # the other ranks wait for rows that will not come
-                        raise
                     summary["note"] = str(end)
-                    print(f"ending early: {end}", flush=True)
-                # Raised between two steps; what the unfinished one had accumulated is thrown away.
+                    if main:
+                        print(f"ending early: {end}", flush=True)
+                else:
+                    stop.requested = True
                 step = trainer.state.global_step
-                if step > state.get("step", 0) and run_dir / f"checkpoint-{step}" not in complete_checkpoints(
-                    run_dir
-                ):
+                saved = run_dir / f"checkpoint-{step}" in complete_checkpoints(run_dir)
+                if share(step > state.get("step", 0) and not saved):  # the main process's view of the disk
                     trainer._save_checkpoint(trainer.model, trial=None)
-                    checkpoints.complete(step)
+                    if main:
+                        checkpoints.complete(step)
             finally:
                 stop.armed = False
                 summary |= {
@@ -169,11 +175,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
                 }
                 if trainer.parity_report is not None:
                     summary["parity_max_abs_diff"] = trainer.parity_report.max_abs_diff
-            by = stop.reason or "another rank"
-            summary["ended"] = f"stopped by {by}" if stop.requested else "finished"
+            stopped = share(stop.requested)  # what follows takes every rank, or none
+            summary["ended"] = f"stopped by {stop.reason or 'another rank'}" if stopped else "finished"
 
             # 5. The trained policy on the same held-out tasks; the server has it since the last sync.
-            if not stop.requested:
+            if not stopped:
                 trainer.save_model(str(run_dir / "final"))
                 if served is not None and config.eval.at_end:
                     with clock.phase("eval_after"):
@@ -183,6 +189,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
             raise
         except Exception as error:
             summary["ended"] = failure(error)
+            if not main:
+                # The launcher ends all ranks as soon as one has failed: the main one has its say first.
+                time.sleep(LAST_WORDS_SECONDS)
             if served is not None:
                 time.sleep(1.0)  # a server that is dying closes its connections before it is gone
                 try:

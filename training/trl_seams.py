@@ -20,6 +20,7 @@ import importlib
 import inspect
 import logging
 import os
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -160,7 +161,8 @@ class OnDemandLoader:
     asked.
 
     The batch is made on the main process, broadcast, and row `i` goes to rank `i`, as accelerate's dispatcher
-    does.
+    does. What ends the loader there (a stop, nothing left to learn, a failure) is raised on every rank at the
+    same batch: the others would wait for it in the broadcast until the launcher kills them.
 
     Args:
         loader: the loader of the main process; an empty one elsewhere.
@@ -178,20 +180,39 @@ class OnDemandLoader:
         source = iter(self.loader) if state.is_main_process else None
         while True:
             batch = None
+            end: Exception | None = None
             if source is not None:
-                # The rollout queue never ends; a StopIteration here would leave the other ranks waiting.
-                batch = next(source)
+                try:
+                    batch = next(source)
+                except StopIteration as error:  # a generator may not raise it on
+                    end = RuntimeError("the queue of rollouts ended, which it never does")
+                    end.__cause__ = error
+                except Exception as error:
+                    end = error
             if state.num_processes > 1:
-                structure = [get_data_structure(batch) if source is not None else None]
-                broadcast_object_list(structure)
+                news = [None if source is None else _picklable(end) if end else get_data_structure(batch)]
+                broadcast_object_list(news)
                 if source is None:
-                    batch = initialize_tensors(structure[0])
+                    end = news[0] if isinstance(news[0], Exception) else None
+                    batch = initialize_tensors(news[0]) if end is None else None
+            if end is not None:
+                raise end
+            if state.num_processes > 1:
                 batch = broadcast(send_to_device(batch, state.device), from_process=0)
                 index = state.process_index
                 batch = slice_tensors(batch, slice(index, index + 1))
             else:
                 batch = send_to_device(batch, state.device)
             yield batch
+
+
+def _picklable(error: Exception) -> Exception:
+    """The error itself, or its words where it does not survive the way to another process."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 class PolicyTrainer(AsyncGRPOTrainer):

@@ -1,16 +1,21 @@
 """Three GRPO steps on recorded rows; run alone or under torchrun. Prints a JSON line a step from the main
 process.
 
-    python tests/training/ddp_steps.py CHECKPOINT OUTPUT ROWS_PER_PROCESS
+    python tests/training/ddp_steps.py CHECKPOINT OUTPUT ROWS_PER_PROCESS [ENDING]
+
+With ENDING the rows are used up after two steps and the queue raises that error; each rank prints what
+reached it.
 """
 
 import json
 import os
+import queue
 import sys
 
 import numpy as np
 
 from tests.training.recorded import NoTransfer, RecordedWorker, cpu_trainer
+from training.rollout_worker import NothingLeftToLearn
 from training.trl_seams import RolloutSample
 
 
@@ -31,6 +36,47 @@ def rows(version: int) -> list[RolloutSample]:
     return samples
 
 
+class Unpicklable(Exception):
+    """Does not survive the way to another process."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, lambda: None)
+
+
+ENDINGS = {"NothingLeftToLearn": NothingLeftToLearn, "Unpicklable": Unpicklable}
+
+
+class EndingQueue(queue.Queue):
+    """Raises `error` instead of waiting for rows."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+    def get(self, block=True, timeout=None):
+        if self.empty():
+            raise self.error
+        return super().get(block, timeout)
+
+
+def run_to_the_end(checkpoint: str, output: str, rows_per_process: int, ending: str) -> dict[str, object]:
+    """What this rank was told when the rows of two steps were used up."""
+    worker = RecordedWorker(lambda version: rows(version) if version <= 2 else [])
+    worker.rollout_buffer = EndingQueue(ENDINGS[ending]("all groups are solved"))
+    args = {"max_steps": 9, "per_device_train_batch_size": rows_per_process, "ddp_backend": "gloo"}
+    trainer = cpu_trainer(checkpoint, output, worker, NoTransfer(), args=args)
+    try:
+        trainer.train()
+    except Exception as error:
+        return {
+            "rank": trainer.accelerator.process_index,
+            "step": trainer.state.global_step,
+            "error": type(error).__name__,
+            "text": str(error),
+        }
+    raise AssertionError("training went on without rows")
+
+
 def run(checkpoint: str, output: str, rows_per_process: int) -> list[dict[str, float]]:
     """What the steps logged; empty off the main process."""
     args = {
@@ -49,5 +95,8 @@ def run(checkpoint: str, output: str, rows_per_process: int) -> list[dict[str, f
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 4:
+        print(json.dumps(run_to_the_end(*sys.argv[1:3], int(sys.argv[3]), sys.argv[4])), flush=True)
+        sys.exit()
     for log in run(sys.argv[1], sys.argv[2], int(sys.argv[3])):
         print(json.dumps(log), flush=True)

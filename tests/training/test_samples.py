@@ -118,7 +118,7 @@ async def test_rows_are_what_the_server_saw(tiny_tokenizer, tiny_checkpoint):
 
 
 async def test_a_folded_conversation_gives_exact_rows(tiny_tokenizer, tiny_checkpoint):
-    """The rows after a fold begin with what the server was sent then: the note, and kept replies as prompt."""
+    """Rows after a fold begin with what the server was sent then: the note, and kept replies as prompt."""
     policy = sequence(
         fence("a = 'old'\nprint('first')"),
         fence("print('second')"),

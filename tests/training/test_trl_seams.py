@@ -160,16 +160,37 @@ def test_the_parity_check_needs_a_server(checkpoint, tmp_path):
         cpu_trainer(checkpoint, tmp_path, RecordedWorker(lambda v: []), NoTransfer(), parity=ParityConfig())
 
 
-def test_two_processes_take_the_steps_of_one(checkpoint, tmp_path):
-    """Rows are dealt out to the ranks and nothing is fetched ahead; losses and gradients are those of one
-    process."""
+def two_ranks(*arguments):
+    """The JSON lines that `ddp_steps` prints under torchrun with two processes."""
     script = Path(ddp_steps.__file__)
     env = os.environ | {"PYTHONPATH": str(script.parents[2]), "OMP_NUM_THREADS": "1"}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, str(script), str(checkpoint), str(tmp_path), "2"]
+    command = [*launcher, str(script), *map(str, arguments)]
     out = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
     assert out.returncode == 0, out.stderr[-3000:]
-    two = [json.loads(line) for line in out.stdout.splitlines() if line.startswith('{"processes"')]
+    return [json.loads(line) for line in out.stdout.splitlines() if line.startswith('{"')]
+
+
+@pytest.mark.parametrize(
+    ("ending", "other_rank"),
+    [
+        ("NothingLeftToLearn", ("NothingLeftToLearn", "all groups are solved")),
+        ("Unpicklable", ("RuntimeError", "Unpicklable: ('all groups are solved', ")),
+    ],
+)
+def test_what_ends_the_rows_ends_every_rank_at_the_same_step(checkpoint, tmp_path, ending, other_rank):
+    first, second = sorted(two_ranks(checkpoint, tmp_path, 2, ending), key=lambda told: told["rank"])
+    assert (first["rank"], second["rank"]) == (0, 1)
+    assert first["step"] == second["step"] == 2
+    assert first["error"] == ending
+    assert second["error"] == other_rank[0]
+    assert second["text"].startswith(other_rank[1])
+
+
+def test_two_processes_take_the_steps_of_one(checkpoint, tmp_path):
+    """Rows are dealt out to the ranks and nothing is fetched ahead; losses and gradients are those of one
+    process."""
+    two = two_ranks(checkpoint, tmp_path, 2)
     one = ddp_steps.run(str(checkpoint), str(tmp_path), 4)
     assert [log["processes"] for log in one + two] == [1, 1, 1, 2, 2, 2]
     for a, b in zip(one, two, strict=True):
