@@ -144,14 +144,20 @@ async def test_every_episode_ends_with_its_outcome_and_nothing_is_left(caplog):
         assert (trace.rewards.get("exact") is None) == (not ok)
         # Each reply that was used is one sampled message, however often its request was repeated.
         metrics = trace.metrics
-        answered = [call for call in trace.calls if call.node is not None]
-        assert len({call.acp.request_id for call in answered}) == len(answered)
-        used = metrics["root_turns"] + metrics["sub_turns"]
-        if metrics["repl_restarts"]:
-            # A killed worker's sub-calls are cancelled; a reply that was on its way is on the trace, unused.
-            assert used <= len(answered), (number, kind)
-        else:
-            assert used == len(answered), (number, kind)
+        answered = {call.acp.request_id for call in trace.calls if call.node is not None}
+        assert len(answered) == sum(call.node is not None for call in trace.calls)
+        info = trace.info["rlm"]
+        turns = [turn["request_id"] for node in info["episodes"] for turn in node["turns"]]
+        used = Counter(turns + [request for call in info["calls"] for request in call["request_ids"]])
+        assert set(used.values()) <= {1}
+        assert len(used) == metrics["root_turns"] + metrics["sub_turns"]
+        assert used.keys() <= answered, (number, kind)
+        # What was answered and not used was on its way when its code was stopped, by a kill or by the clock.
+        unused = answered - used.keys()
+        cancelled = {call["id"] for call in info["calls"] if (call["error"] or "").startswith("cancelled")}
+        assert {request.rpartition(".")[0] for request in unused} <= cancelled, (number, kind)
+        if cancelled:
+            assert metrics["repl_restarts"] or metrics["repl_timeouts"], (number, kind)
     assert set(outcomes) == set(KINDS)
     assert sum(outcomes.values()) == EPISODES == len({trace.id for trace in traces})
     assert after[0] <= before[0], "processes left"
