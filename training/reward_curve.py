@@ -54,6 +54,7 @@ def plot_reward_curve(
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     points = [(step, reward) for step, reward in curve if reward is not None]
     steps, rewards = [step for step, _ in points], [reward for _, reward in points]
@@ -82,6 +83,7 @@ def plot_reward_curve(
                 zorder=3,
                 label=f"held-out tasks (n = {n_eval}, 95 % interval)",
             )
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set(xlabel="optimizer step", ylabel="mean reward", ylim=(-0.03, 1.03), title=title)
         axes.grid(axis="y", alpha=0.3)
         axes.legend(loc="lower right", frameon=False)
