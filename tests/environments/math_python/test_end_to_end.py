@@ -83,8 +83,22 @@ for folder, _, files in os.walk('.'):
     for name in files:
         print(name, open(os.path.join(folder, name), errors='replace').read())
 needle = 'math-python-' + 'mini'
-dicts = [o for o in gc.get_objects() if isinstance(o, dict)]
-print('found', [d for d in dicts if any(needle in str(v)[:9999] for v in d.values())][:3])
+
+
+def text(value):
+    # Making text of an object can import and cache things, which changes what is being read: once more then.
+    for _ in range(100):
+        try:
+            return str(value)
+        except RuntimeError as error:
+            if 'during iteration' not in str(error):
+                raise
+    raise RuntimeError('something that changes whenever it is read')
+
+
+# Each is copied in one step, for the same reason.
+dicts = [dict.copy(o) for o in gc.get_objects() if isinstance(o, dict)]
+print('found', [text(d) for d in dicts if any(needle in text(v)[:9999] for v in d.values())][:3])
 """
     finish = 'answer["content"] = "none"\nanswer["ready"] = True'
     traces, server = await run(
