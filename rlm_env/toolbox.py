@@ -21,6 +21,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError, validate_call
 from verifiers.v1.harnesses.utils.mcp import MCPConnection, mcp_content_to_chat_content
 
 from rlm_env.config import FunctionConfig, RLMHarnessConfig
@@ -159,7 +160,7 @@ class Toolbox:
             name=name,
             description=description,
             schema=_schema(function),
-            call=functools.partial(_call_function, function),
+            call=functools.partial(_call_function, validate_call(function)),
             seconds_limit=config.seconds,
             repl_name=name,
         )
@@ -206,6 +207,9 @@ class Toolbox:
         except TimeoutError:
             self.errors[name] += 1
             raise ToolFailure(f"{name} took longer than {tool.seconds_limit:g} s") from None
+        except ToolFailure as error:
+            self.errors[name] += 1
+            raise ToolFailure(f"{name}: {error}") from error
         except Exception as error:
             self.errors[name] += 1
             raise ToolFailure(f"{name} failed: {type(error).__name__}: {error}") from error
@@ -238,11 +242,18 @@ async def _call_mcp(pool: itertools.cycle[MCPConnection], name: str, arguments: 
 
 
 async def _call_function(function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
-    if inspect.iscoroutinefunction(function):
-        return await function(**arguments)
-    # A blocking function must not hold up the other episodes of this event loop.
-    result = await asyncio.to_thread(functools.partial(function, **arguments))
-    return await result if inspect.isawaitable(result) else result
+    """Call ``function``, which validates its arguments by their annotations: they come from the model."""
+    try:
+        if inspect.iscoroutinefunction(function):
+            return await function(**arguments)
+        # A blocking function must not hold up the other episodes of this event loop.
+        result = await asyncio.to_thread(functools.partial(function, **arguments))
+        return await result if inspect.isawaitable(result) else result
+    except ValidationError as error:
+        if error.title != function.__name__:
+            raise  # of something that the function itself validates
+        faults = (f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise ToolFailure(f"wrong arguments: {'; '.join(faults)}") from None
 
 
 def load_function(path: str) -> Callable[..., Any]:
@@ -261,8 +272,6 @@ def load_function(path: str) -> Callable[..., Any]:
 
 def _schema(function: Callable[..., Any]) -> dict[str, Any]:
     """A JSON schema of the function's parameters, by pydantic."""
-    from pydantic import TypeAdapter
-
     adapter: TypeAdapter[Any] = TypeAdapter(function)  # type: ignore[arg-type]
     schema = adapter.json_schema()
     if "properties" not in schema:
