@@ -19,24 +19,30 @@ import verifiers.v1 as vf
 from deepdive.config import DeepDiveJudgeConfig
 from deepdive.prompts import JUDGE
 
+# No two repeats in a row can take the same characters: a reply may be a million of them, made to be slow.
 _MARKED = re.compile(
-    r"^\W*(?:final\s+|exact\s+)?answer\W*(?:is\b)?\s*[:=]\s*(\S.*)$", re.IGNORECASE | re.MULTILINE
+    r"^[^\w\n]*(?:final\s+|exact\s+)?answer[^\w:=]*(?:is\b[^\w:=]*)?[:=]+\s*(\S.*)$",
+    re.IGNORECASE | re.MULTILINE,
 )
+_BOX_OR_BRACE = re.compile(r"\\boxed\s*\{|[{}]")
 _VERDICT = re.compile(r"VERDICT:\s*(CORRECT|INCORRECT)", re.IGNORECASE)
 _WRAP = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf)\s*\{([^{}]*)\}")
 
 
 def boxed(text: str) -> str | None:
     r"""The content of the last complete `\boxed{...}`, braces inside balanced; None without one."""
-    found = None
-    for match in re.finditer(r"\\boxed\s*\{", text):
-        depth = 1
-        for index in range(match.end(), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[index], 0)
-            if depth == 0:
-                found = text[match.end() : index]
-                break
-    return None if found is None else _WRAP.sub(r"\1", found).strip()
+    opened: list[
+        tuple[int, bool]
+    ] = []  # of each brace not closed yet: where its content begins, whether a box
+    start, end = -1, -1
+    for match in _BOX_OR_BRACE.finditer(text):
+        if match.group() != "}":
+            opened.append((match.end(), match.group() != "{"))
+        elif opened:
+            begin, box = opened.pop()
+            if box and begin > start:
+                start, end = begin, match.start()
+    return None if start < 0 else _WRAP.sub(r"\1", text[start:end]).strip()
 
 
 def final_answer(reply: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 import verifiers.v1 as vf
@@ -33,12 +34,32 @@ from tests.fakes import FakeModelServer, Reply
         (r"<think>never ends \boxed{wrong}", ""),
         ("Reasons...\nFinal answer: **Undine**", "Undine"),
         ("**Answer:** 1887\nThanks", "1887"),
+        ("Answer (short) = 1887", "Answer (short) = 1887"),
+        ("The exact answer is: 1887", "The exact answer is: 1887"),
+        ("Exact answer is: 1887", "1887"),
+        ("Answer :=\n\n1887", "1887"),
+        ("Answer: 1886\n- *Answer* is: 1887", "1887"),
+        (r"{ \boxed{1887} and { \boxed{ {", "1887"),
+        (r"\boxed{outer \boxed{inner} outer}", "inner"),
         ("Undine", "Undine"),
         ("", ""),
     ],
 )
 def test_final_answer(reply: str, answer: str) -> None:
     assert final_answer(reply) == answer
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [r"\boxed{" * 150_000, "x" + "\n" * 1_000_000 + "x", "answer" + " " * 1_000_000 + "x",
+     "answer\n:" * 200_000, "<think>" * 150_000, r"\text{" * 200_000, "answer is" + "\t" * 1_000_000],
+    ids=["boxes", "lines", "blanks", "answers", "thoughts", "wraps", "tabs"],
+)  # fmt: skip
+def test_a_reply_made_to_be_slow_does_not_hold_the_host_up(reply: str) -> None:
+    """An answer variable may hold a million characters. Work that grows with their square takes hours."""
+    started = time.process_time()
+    final_answer(reply)
+    assert time.process_time() - started < 20
 
 
 def test_boxed_absent() -> None:
@@ -179,7 +200,9 @@ async def test_a_judge_that_stumbles_is_asked_again() -> None:
     ],
 )
 async def test_a_judge_that_fails_raises(reply: Reply, calls: int) -> None:
+    # Short only where the limit is what is tested: a busy machine takes its time for the other calls.
+    seconds = 3.0 if reply.mangle == "hang" else 120.0
     async with FakeModelServer(lambda request: reply) as server:
         with pytest.raises(JudgeFailure, match=r"taskset\.task\.judge"):
-            await ask(judge(server, attempts=2, seconds=0.4))
+            await ask(judge(server, attempts=2, seconds=seconds))
     assert len(server.requests) == calls

@@ -3,7 +3,12 @@
 Rules: SPEC of the suite and `src/eval/eval_helpers.py` of abertsch72/oolong, restated in `oolong.scoring`.
 """
 
+import re
+import time
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from oolong import scoring
 
 LABEL, NUMERIC, DATE = "ANSWER_TYPE.LABEL", "ANSWER_TYPE.NUMERIC", "ANSWER_TYPE.DATE"
@@ -152,6 +157,35 @@ def test_synth(answer, answer_type, reply, expected):
 @pytest.mark.parametrize(("answer", "reply", "expected"), REAL)
 def test_real(answer, reply, expected):
     assert scoring.real_score(answer, reply) == pytest.approx(expected)
+
+
+@settings(max_examples=2000, deadline=None)
+@given(
+    st.lists(st.sampled_from([r"\boxed", "{", "{", "}", "}", r"\text", "a", "\n", r"\boxed{\text{"])).map(
+        "".join
+    )
+)
+def test_boxes_are_found_where_the_official_patterns_find_them(reply):
+    official = re.search(r"\\boxed\{\\text\{([^}]*)\}\}", reply) or re.search(
+        r"\\boxed[\{]+([^}]*)[\}]+", reply
+    )
+    assert scoring.boxed(reply) == (official and official[1])
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [r"\boxed{" * 150_000, r"\boxed{\text{" * 80_000 + "}", r"\boxed{\text{}" * 80_000, ":" * 1_000_000],
+    ids=["open", "closed-once", "half-closed", "colons"],
+)
+def test_a_reply_made_to_be_slow_does_not_hold_the_host_up(reply):
+    """An answer variable may hold a million characters. Work that grows with their square takes hours."""
+    started = time.process_time()
+    for rule in (scoring.real_score, scoring.hardened_real_score):
+        rule("84", reply)
+    for rule in (scoring.synth_score, scoring.hardened_synth_score):
+        rule(DAY, DATE, reply)
+        rule(DAY, DATE, "Date: " + "1 " * 500_000)
+    assert time.process_time() - started < 20
 
 
 @pytest.mark.parametrize(
