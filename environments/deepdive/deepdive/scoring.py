@@ -103,7 +103,7 @@ class DeepDiveJudge(vf.Judge[bool, DeepDiveJudgeConfig]):
         text = response.text.rsplit("</think>", 1)[-1].strip()
         last = text.split("\n")[-1].strip().strip("*_`.# ")
         match = _VERDICT.fullmatch(last)
-        if match is None:
+        if match is None or "<think>" in text:
             raise JudgeFailure(f"the judge's last line is not a verdict: {last[:200]!r}")
         return match[1].upper() == "CORRECT"
 

@@ -15,7 +15,7 @@ from math_python import answers
 from math_python.data import Difficulty, Part, draw, parse_rows, read_hub, read_mini, select
 from math_python.judge import MathJudge, MathJudgeConfig
 from math_python.prompts import prompt
-from math_python.verify import Verdict, shared_pool
+from math_python.verify import MAX_ANSWER_CHARS, Verdict, shared_pool
 
 
 class MathPythonData(vf.TaskData):
@@ -62,10 +62,11 @@ class MathPythonTask(vf.Task[MathPythonData, vf.State, MathPythonTaskConfig]):
         verdict = await shared_pool().compare(self.data.answer, answer, seconds=self.config.verify_seconds)
         metrics["math_verify"] = float(verdict is Verdict.EQUAL)
         metrics["verify_timeout"] = float(verdict is Verdict.TIMEOUT)
-        trace.info["math_verify"] = {"answer": answer, "verdict": verdict.value}
+        trace.info["math_verify"] = {"answer": answer[:MAX_ANSWER_CHARS], "verdict": verdict.value}
         # Recorded before the judge is asked, so that a judge that fails does not lose them.
         trace.record_metrics(metrics)
-        if verdict is Verdict.EQUAL or self.config.judge is None:
+        judged = self.config.judge is not None and len(answer) <= MAX_ANSWER_CHARS  # else nobody reads it
+        if verdict is Verdict.EQUAL or not judged:
             return float(verdict is Verdict.EQUAL)
         result = await MathJudge(self.config.judge).evaluate(
             trace=trace, question=self.data.question, answer=self.data.answer, response=answer
@@ -98,7 +99,8 @@ class MathPythonConfig(vf.TasksetConfig):
     max_solve_rate: float = Field(1.0, ge=0, le=1)
     """Leave out problems that were solved more often."""
     num_tasks: int | None = Field(None, ge=1)
-    """How many problems, drawn uniformly at random; unset takes all, in the data's order."""
+    """How many problems, drawn uniformly at random; unset takes all, in the order of the draw, so that
+    `vf-eval -n` takes a uniform draw too."""
     seed: int = 42
     """Seed of the draw; the same for every mode, so that modes are compared on the same problems."""
     packages: list[str] = Field(default_factory=lambda: ["numpy", "scipy", "sympy"])

@@ -30,10 +30,14 @@ from pathlib import Path
 MAX_ANSWER_CHARS = 4_000
 """Longer answers are not parsed: no answer of the data is near this, and parsing is superlinear."""
 
-_START_SECONDS = 60.0
+_START_SECONDS = 180.0
 """Until a worker has imported sympy, on a busy machine."""
 _WALL_FACTOR = 8.0
-"""Wall-clock seconds a worker gets for each CPU second of its budget: a second net, for a busy machine."""
+_WALL_GRACE = 60.0
+"""Wall-clock seconds a worker gets are its CPU seconds times the factor, plus the grace: a second net, for a
+worker that waits without computing. Wide, since a busy machine must not make an answer wrong."""
+_ENVIRONMENT = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "PYTHONPATH", "PYTHONHOME", "LD_LIBRARY_PATH")
+"""What a worker gets of the environment."""
 _MEMORY_BYTES = 2 << 30
 """Address space of a worker."""
 
@@ -62,10 +66,12 @@ class _Worker:
     """One worker process and its pipes. Used by one thread at a time."""
 
     def __init__(self) -> None:
-        # The file, not `-m`: importing the package would import verifiers, which takes seconds. No Python
-        # path or site customisation of the host's is needed for it, and stderr is kept for error messages.
+        # The file, not `-m`: importing the package would import verifiers, which takes seconds. stderr
+        # is kept for error messages.
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).with_name("worker.py")), str(_MEMORY_BYTES)],
+            # What reads a model's text has no use for the keys that the environment may hold.
+            env={name: os.environ[name] for name in _ENVIRONMENT if name in os.environ},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -93,7 +99,7 @@ class _Worker:
         except OSError:
             self.kill()
             return Verdict.CRASHED
-        answer = self._receive(seconds * _WALL_FACTOR)
+        answer = self._receive(seconds * _WALL_FACTOR + _WALL_GRACE)
         if answer is not None:
             return Verdict(answer["verdict"])
         if self.process.poll() is None:
@@ -159,7 +165,7 @@ class VerifyPool:
         """Whether the LaTeX `reply` equals the LaTeX `gold`, both without their box.
 
         Args:
-            seconds: CPU seconds of the worker; also bounds the wall clock, eight times as long.
+            seconds: CPU seconds of the worker. The wall clock is bounded too, far more widely.
 
         Raises:
             VerifierBroken: no worker can be started.

@@ -197,14 +197,12 @@ def select(
 def draw(rows: Sequence[Row], count: int | None, seed: int) -> list[Row]:
     """`count` rows uniformly at random: the first ones of a seeded shuffle, so that a larger draw with the
     same seed contains a smaller one. (The data is sorted by size: its first rows are its shortest.) None
-    gives all rows in their order.
+    gives all of them, in the shuffle's order.
 
     Raises:
         ValueError: fewer rows than asked for.
     """
-    if count is None:
-        return list(rows)
-    if count > len(rows):
+    if count is not None and count > len(rows):
         raise ValueError(
             f"num_tasks = {count}, but only {len(rows)} questions are left by subset, split, datasets and "
             "the context lengths: lower num_tasks or widen those"

@@ -171,7 +171,7 @@ def boxed(reply: str) -> str | None:
     Official rule (`dnd_parse_response`): no closing brace inside, and any number of braces around, since the
     data's own instructions write `\boxed{{}}`.
     """
-    # The official patterns, \\boxed\{\\text\{([^}]*)\}\} and \\boxed[\{]+([^}]*)[\}]+, take hours on an answer
+    # The official patterns, \\boxed\{\\text\{([^}]*)\}\} and \\boxed[\{]+([^}]*)[\}]+, take hours on a
     # variable of a hundred thousand boxes that nothing closes. This finds the same without ever going back.
     start = 0
     while (start := reply.find(_BOXED_TEXT, start)) >= 0:

@@ -139,7 +139,8 @@ class OolongConfig(vf.TasksetConfig):
     max_context_len: int | None = Field(None, ge=1)
     """Leave out longer texts; tokens, inclusive."""
     num_tasks: int | None = Field(50, ge=1)
-    """How many questions, drawn uniformly at random; None takes all, in the data's order."""
+    """How many questions, drawn uniformly at random; None takes all, in the order of the draw, so that
+    `vf-eval -n` takes a uniform draw too."""
     seed: int = 42
     """Seed of the draw; the same for every mode, so that modes are compared on the same questions."""
     task: OolongTaskConfig = OolongTaskConfig()

@@ -129,6 +129,7 @@ BAD = [
     "VERDICT: MAYBE",
     "VERDICT: CORRECT\nBut I am not sure.",
     "<think>VERDICT: CORRECT",
+    "<think>\nVERDICT: CORRECT",
 ]
 
 

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from math_python import verify
@@ -81,9 +82,37 @@ async def test_a_hang_is_killed_and_the_loop_goes_on(pool, reply):
     started = pool.started
     assert await pool.compare("5", reply, seconds=0.5) is Verdict.TIMEOUT
     ticking.cancel()
-    assert ticks > 10  # at least every 50 ms over half a second
+    assert ticks > 2  # a loop that waited would not have ticked; how often it does is the machine's business
     assert await pool.compare("5", "5", seconds=5) is Verdict.EQUAL
     assert pool.started <= started + 1
+
+
+async def test_a_worker_that_waits_without_computing_is_killed(monkeypatch):
+    """Such a worker spends no CPU time, so the wall clock has to end it."""
+    monkeypatch.setattr(verify, "_WALL_GRACE", 0.1)
+    pool = VerifyPool(1)
+    try:
+        assert await pool.compare("5", "5", seconds=60) is Verdict.EQUAL
+        (worker,) = pool._workers
+        os.kill(worker.process.pid, signal.SIGSTOP)
+        assert await pool.compare("5", "5", seconds=0.1) is Verdict.TIMEOUT
+        assert worker.process.returncode == -signal.SIGKILL
+        assert await pool.compare("5", "5", seconds=60) is Verdict.EQUAL
+    finally:
+        pool.close()
+
+
+async def test_a_worker_gets_no_key_of_the_host(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-the-host")
+    pool = VerifyPool(1)
+    try:
+        assert await pool.compare("5", "5", seconds=5) is Verdict.EQUAL
+        (worker,) = pool._workers
+        environment = Path(f"/proc/{worker.process.pid}/environ").read_bytes()  # noqa: ASYNC240
+        assert b"PATH=" in environment
+        assert b"sk-of-the-host" not in environment
+    finally:
+        pool.close()
 
 
 async def test_hangs_beside_good_answers_lose_none(pool):
@@ -138,13 +167,13 @@ async def test_the_pool_serves_several_event_loops(pool):
 
 async def test_closing_leaves_no_process_even_in_a_hang():
     pool = VerifyPool(1)
-    hanging = asyncio.create_task(pool.compare("5", "9^{9^{9^{9}}}", seconds=60))
+    hanging = asyncio.create_task(pool.compare("5", "9^{9^{9^{9}}}", seconds=600))
     while not pool._workers:  # noqa: ASYNC110 - the pool has no event for it
         await asyncio.sleep(0.02)
     (worker,) = pool._workers
     started = time.monotonic()
     await asyncio.to_thread(pool.close)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 120
     assert worker.process.poll() is not None
     hanging.cancel()
 
