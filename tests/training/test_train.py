@@ -6,13 +6,11 @@ scripted. `test_train_vllm.py` is the same with nothing scripted.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -22,10 +20,10 @@ from transformers import TrainerControl, TrainerState
 
 from tests.fakes import FakeModelServer
 from tests.fakes.wire import Reply
-from tests.training.test_rollout_worker import RENDERER, ThreadWorker
+from tests.training.scripted_run import scripted_run
+from tests.training.test_rollout_worker import RENDERER
 from training.callbacks import CheckpointCallback, StopSignal, complete_checkpoints, progress_line
 from training.config import TrainConfig
-from training.policy_server import ServedPolicy
 from training.run_setup import ResumeError, prepare_reporting, resume_checkpoint, trainer_arguments
 from training.server import VLLMServerError
 from training.train import train
@@ -37,37 +35,11 @@ def good_and_bad(request):
     return "good" if request.index % 2 else "bad"
 
 
-class Served:
-    """What `serve_policy` gives, around the scripted server."""
-
-    def __init__(self, fake):
-        self.fake = fake
-        self.dead = False
-        self.url = fake.url
-
-    def watch(self):
-        if self.dead:
-            raise VLLMServerError("vLLM exited with status -9\nThe end of vllm.log:\nlast words")
-
-
 @pytest.fixture
 def scripted(monkeypatch, tiny_tokenizer, tiny_checkpoint):
-    """Replaces vLLM by the scripted server and the rollout process by a thread; yields the former."""
+    """The scripted server in vLLM's place."""
     fake = FakeModelServer(good_and_bad, tokenizer=tiny_tokenizer)
-    with fake.in_thread():
-        served = Served(fake)
-
-        @contextlib.contextmanager
-        def serve_policy(config) -> Iterator[ServedPolicy]:
-            yield ServedPolicy(served, fake.base_url, config.model.served_name, RENDERER)  # type: ignore[arg-type]
-
-        monkeypatch.setattr("training.policy_server.serve_policy", serve_policy)
-        monkeypatch.setattr("training.rollout_worker.RolloutWorker", ThreadWorker)
-        monkeypatch.setattr(StopSignal, "install", lambda self: None)
-        # Questions that the scripted server does not know.
-        info = {"model_config": {"model": str(tiny_checkpoint), "logprobs_mode": "processed_logprobs"}}
-        monkeypatch.setattr("training.vllm_admin.VLLMAdmin.server_info", lambda self: info)
-        monkeypatch.setattr("training.vllm_admin.VLLMAdmin.is_paused", lambda self: False)
+    with scripted_run(fake, monkeypatch, tiny_checkpoint) as served:
         yield served
 
 
