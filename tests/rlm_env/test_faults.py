@@ -94,11 +94,12 @@ def left_behind() -> tuple[int, int, int]:
 
 
 async def assassin(stop: asyncio.Event) -> int:
-    """Kills a process below this one now and then, the way the kernel's OOM killer would."""
+    """Kills a process of the REPLs now and then, the way the kernel's OOM killer would."""
     dice, killed = random.Random(0), 0
+    others = {process.pid for process in psutil.Process().children(recursive=True)}
     while not stop.is_set():
         await asyncio.sleep(0.4)
-        victims = psutil.Process().children(recursive=True)
+        victims = [p for p in psutil.Process().children(recursive=True) if p.pid not in others]
         if victims:
             try:
                 os.kill(dice.choice(victims).pid, signal.SIGKILL)
