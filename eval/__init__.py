@@ -12,7 +12,8 @@ Python. The room reads from top to bottom of one run:
     rows.py       one flat row per episode, and the outcome category that it falls in
     stats.py      intervals and paired differences, as pure functions
     summary.py    rows -> summary.json
-    report.py     summary -> report.md; plots.py draws, published.py compares, wandb_log.py uploads
+    report.py     summary -> report.md (markdown.py writes its numbers); plots.py draws, published.py
+                  compares, wandb_log.py uploads
 
 Invariant: a number in the report is a function of `episodes.jsonl` alone, so `--report-only` rebuilds it.
 """

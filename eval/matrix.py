@@ -50,7 +50,8 @@ class Cell:
     env: EnvConfig
     sampling: vf.SamplingConfig
     varied: Mapping[str, Any]
-    """Dotted key -> value of what the suite and its setting set: the labels of the plots."""
+    """Dotted key -> value of what the suite and its setting set, and of every key that the suite sweeps,
+    also where a setting leaves it at its default: the labels of the plots."""
     published: str | None
 
     @property
@@ -243,7 +244,8 @@ def _cell(
         sampling=vf.SamplingConfig.model_validate(
             {**config.sampling.model_dump(), **model_config.sampling.model_dump(exclude_unset=True)}
         ),
-        varied=dict(
+        varied={key: _value_of(env, key) for key in suite.sweep}
+        | dict(
             flatten(
                 merge(
                     {"taskset": suite.taskset, "harness": suite.harness, "agent": suite.agent},
@@ -253,6 +255,16 @@ def _cell(
         ),
         published=suite.published,
     )
+
+
+def _value_of(env: EnvConfig, key: str) -> Any:
+    """What a cell's env has at a dotted `taskset.`, `harness.` or `agent.` key; None for a key that stands in
+    a free-form table and is not set."""
+    table, *rest = key.split(".")
+    value: Any = env.taskset if table == "taskset" else env.agent  # type: ignore[attr-defined]
+    for part in (["harness"] if table == "harness" else []) + rest:
+        value = value.get(part) if isinstance(value, Mapping) else getattr(value, part, None)
+    return value
 
 
 def _taskset_fields(where: str, taskset_id: str) -> Mapping[str, Any]:

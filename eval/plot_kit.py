@@ -6,7 +6,7 @@ its own, so that a grey print reads the same."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from matplotlib.patches import Patch
 from eval.config import MODES
 from eval.report import MODE_NAMES
 from eval.rows import Outcome, Row
-from eval.stats import Estimate, mean_ci, paired_difference
+from eval.stats import Estimate, Paired, Ratio, efficiency_ratio, mean_ci, paired_difference
 from eval.summary import by_task, reward_completed, reward_overflow_as_zero
 
 COLOURS = {"llm": "#0072B2", "rlm": "#E69F00", "rlm_tips": "#009E73"}
@@ -66,13 +66,28 @@ class Stats:
             by_task(rows, value), resamples=self.bootstrap, confidence=self.confidence, seed=self.seed
         )
 
-    def difference(self, a: Sequence[Row], b: Sequence[Row]) -> Any:
+    def difference(
+        self, a: Sequence[Row], b: Sequence[Row], value: Callable[[Row], float | None] = reward_completed
+    ) -> Paired | None:
         return paired_difference(
-            by_task(a, reward_completed),
-            by_task(b, reward_completed),
+            by_task(a, value),
+            by_task(b, value),
             resamples=self.bootstrap,
             confidence=self.confidence,
             seed=self.seed,
+        )
+
+    def efficiency(self, a: Sequence[Row], b: Sequence[Row], cost: str) -> Ratio | None:
+        """Reward per `cost` of b over that of a, on the tasks that both completed."""
+
+        def pairs(rows: Sequence[Row]) -> dict[str, list[tuple[float, float]]]:
+            found: dict[str, list[tuple[float, float]]] = {}
+            for row in completed(rows):
+                found.setdefault(row["task_id"], []).append((row["reward"], row.get(cost) or 0.0))
+            return found
+
+        return efficiency_ratio(
+            pairs(a), pairs(b), resamples=self.bootstrap, confidence=self.confidence, seed=self.seed
         )
 
 
@@ -124,25 +139,33 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height))
 
 
-def mode_legend(axes: Axes, modes: Sequence[str], extra: Sequence[Any] = (), **options: Any) -> None:
-    handles: list[Any] = [
+def legend_above(figure: Figure, handles: Sequence[Any]) -> None:
+    """The legend above all axes, where it can cover no data, in as many lines as it takes to fit the
+    figure's width."""
+    for lines in range(1, len(handles) + 1):
+        columns = -(-len(handles) // lines)
+        # matplotlib fills column by column; this order reads line by line.
+        ordered = [handle for column in range(columns) for handle in handles[column::columns]]
+        legend = figure.legend(handles=ordered, loc="outside upper left", ncols=columns)
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
+
+
+def mode_patches(modes: Sequence[str]) -> list[Patch]:
+    """Of bars: a colour and a hatch per mode."""
+    return [
         Patch(facecolor=COLOURS[mode], hatch=HATCHES[mode], edgecolor="white", label=MODE_NAMES[mode])
         for mode in modes
     ]
-    axes.legend(handles=[*handles, *extra], **options)
 
 
-def legend_above(axes: Axes, modes: Sequence[str], extra: Sequence[Any] = ()) -> None:
-    """The legend on a line of its own above the axes, where it can cover no data."""
-    mode_legend(
-        axes,
-        modes,
-        extra,
-        loc="lower left",
-        bbox_to_anchor=(0, 1.0),
-        ncols=len(modes) + len(extra),
-        borderaxespad=0.2,
-    )
+def mode_markers(modes: Sequence[str], **style: Any) -> list[Line2D]:
+    """Of points: a colour and a marker per mode."""
+    return [
+        Line2D([], [], marker=MARKERS[m], color=COLOURS[m], mec="white", label=MODE_NAMES[m], **style)
+        for m in modes
+    ]
 
 
 def reward_axis(axes: Axes, rows: Sequence[Row]) -> None:
@@ -161,8 +184,8 @@ def error_bar(estimate: Estimate) -> list[list[float]] | None:
 def grouped_bars(
     axes: Axes, labelled: Mapping[str, Sequence[Row]], stats: Stats, value: Callable[[Row], float | None]
 ) -> bool:
-    """Bars of the mean with intervals: a group per label, a bar per mode. Returns whether any group has a
-    mean with overflows as 0 that differs, drawn as a diamond."""
+    """Bars of the mean with intervals: a group per label, with its number of tasks, a bar per mode. Returns
+    whether any group has a mean with overflows as 0 that differs, drawn as a diamond."""
     modes = modes_of([row for rows in labelled.values() for row in rows])
     width = 0.8 / len(modes)
     marked = False
@@ -194,7 +217,10 @@ def grouped_bars(
                 if low is not None:
                     axes.plot(place, low.mean, "D", mfc="white", mec=INK, ms=5, zorder=5, clip_on=False)
                     marked = True
-    axes.set_xticks(range(len(labelled)), list(labelled))
+    axes.set_xticks(
+        range(len(labelled)),
+        [f"{label}\nn = {len({row['task_id'] for row in own})}" for label, own in labelled.items()],
+    )
     axes.set_xlim(-0.6, len(labelled) - 0.4)
     return marked
 
@@ -204,9 +230,11 @@ OVERFLOW_MARK = Line2D(
 )
 
 
-def wide(labels: int, modes: int) -> float:
-    """Width in inches that keeps bars and their labels apart."""
-    return max(5.5, 1.6 + labels * max(1.25, 0.42 * modes))
+def wide(labels: Collection[str], modes: int) -> float:
+    """Width in inches that keeps bars and their labels apart; a letter takes at most a tenth of an inch."""
+    names = [line for label in labels for line in label.split("\n")]
+    longest = max((len(name) for name in names), default=0)
+    return max(5.5, 1.0 + len(labels) * max(1.25, 0.42 * modes, 0.3 + 0.085 * longest))
 
 
 def mean_of(rows: Sequence[Row], measure: str) -> float:
@@ -214,10 +242,11 @@ def mean_of(rows: Sequence[Row], measure: str) -> float:
     return float(np.mean(values)) if values else 0.0
 
 
-def token_panels(labelled: Mapping[str, Sequence[Row]], modes: Sequence[str]) -> Figure:
-    """Prompt (top) and completion tokens (bottom), root below sub-LLM; a column per label, each on its own
-    scale: suites differ by orders of magnitude."""
-    figure = new_figure(max(5.0, 1.0 + 1.9 * len(labelled)), 5.0)
+def token_panels(labelled: Mapping[str, Sequence[Row]], modes: Sequence[str], stats: Stats) -> Figure:
+    """Prompt (top) and completion tokens (bottom), root below sub-LLM, with the mean of their sum and its
+    interval; a column per label, each on its own scale: suites differ by orders of magnitude."""
+    longest = max(len(label) for label in labelled)
+    figure = new_figure(max(5.0, 1.0 + max(1.9, 0.5 + 0.09 * longest) * len(labelled)), 5.2)
     grid = figure.subplots(2, len(labelled), squeeze=False, sharex="col")
     for column, (label, rows) in enumerate(labelled.items()):
         for line, kind in enumerate(("prompt", "completion")):
@@ -237,7 +266,22 @@ def token_panels(labelled: Mapping[str, Sequence[Row]], modes: Sequence[str]) ->
                         edgecolor="white",
                         linewidth=0,
                     )
-            axes.margins(y=0.06)
+                estimate = stats.mean(own, lambda row, kind=kind: both_tokens(row, kind))  # type: ignore[misc]
+                if estimate is None:
+                    continue
+                if (error := error_bar(estimate)) is not None and estimate.low != estimate.high:
+                    axes.errorbar(x, root + sub, yerr=error, color=INK, capsize=2.5, linewidth=1, fmt="none")
+                axes.annotate(
+                    compact(root + sub),
+                    (x, max(root + sub, estimate.high or 0.0)),
+                    textcoords="offset points",
+                    xytext=(0, 2),
+                    ha="center",
+                    va="bottom",
+                    fontsize=8,
+                )
+            axes.margins(y=0.14)
+            axes.set_ylim(bottom=0)
             axes.set_xticks(range(len(modes)), [MODE_NAMES[m].replace("+", "\n+") for m in modes])
             axes.yaxis.set_major_formatter(lambda value, _: compact(value))
             axes.grid(axis="x", visible=False)
@@ -245,15 +289,20 @@ def token_panels(labelled: Mapping[str, Sequence[Row]], modes: Sequence[str]) ->
                 axes.set_ylabel(f"{kind} tokens\nper episode (mean)")
             if line == 0:
                 axes.set_title(label)
-    figure.legend(
-        handles=[
+    legend_above(
+        figure,
+        [
             Patch(facecolor=ROOT_COLOUR, label="root"),
             Patch(facecolor=SUB_COLOUR, hatch="///", edgecolor="white", label="sub-LLMs"),
         ],
-        loc="outside upper right",
-        ncols=2,
     )
     return figure
+
+
+def both_tokens(row: Row, kind: str) -> float | None:
+    """Prompt or completion tokens of root and sub-LLMs together."""
+    root, sub = row.get(f"root_{kind}_tokens"), row.get(f"sub_{kind}_tokens")
+    return None if root is None else root + (sub or 0.0)
 
 
 def compact(value: float) -> str:
@@ -272,12 +321,14 @@ def tick_log(axis: Axis, limits: tuple[float, float]) -> None:
 
 
 def log_ticks(limits: tuple[float, float]) -> tuple[list[float], list[str]]:
-    """Two to five round ticks inside the limits of a log axis that spans a factor of 4 or more."""
+    """Three to five round ticks inside the limits of a log axis, two where it spans less than a factor of
+    8."""
     powers = range(math.floor(math.log10(limits[0])), math.ceil(math.log10(limits[1])) + 1)
+    enough = 3 if limits[1] >= 8 * limits[0] else 2
     for steps in ((1,), (1, 3), (1, 2, 5), (1, 2, 3, 4, 6)):
         every = (step * 10.0**power for power in powers for step in steps)
         ticks = [tick for tick in every if limits[0] <= tick <= limits[1]]
-        if len(ticks) >= 2:
+        if len(ticks) >= enough:
             break
     ticks = ticks[:: max(1, -(-len(ticks) // 5))]
     return ticks, [compact(tick) for tick in ticks]

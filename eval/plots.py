@@ -11,6 +11,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -31,7 +32,8 @@ from eval.plot_kit import (
     groups,
     legend_above,
     main_rows,
-    mean_of,
+    mode_markers,
+    mode_patches,
     modes_of,
     new_figure,
     reward_axis,
@@ -40,19 +42,19 @@ from eval.plot_kit import (
     where,
     wide,
 )
-from eval.report import MODE_NAMES
 from eval.rows import Row
+from eval.stats import Paired, Ratio
 from eval.suite_plots import SUITE_PLOTS
-from eval.summary import reward_completed
+from eval.summary import reward_completed, reward_overflow_as_zero
 
 
 def reward_by_suite(rows: Sequence[Row], stats: Stats) -> Figure:
     labelled = groups(rows)
-    figure = new_figure(wide(len(labelled), len(modes_of(rows))), 3.8)
+    figure = new_figure(wide(labelled, len(modes_of(rows))), 4.0)
     axes = figure.add_subplot()
     marked = grouped_bars(axes, labelled, stats, reward_completed)
     reward_axis(axes, rows)
-    legend_above(axes, modes_of(rows), [OVERFLOW_MARK] if marked else [])
+    legend_above(figure, [*mode_patches(modes_of(rows)), *([OVERFLOW_MARK] if marked else [])])
     return figure
 
 
@@ -61,32 +63,43 @@ def lift_over_llm(rows: Sequence[Row], stats: Stats) -> Figure:
     if "llm" not in modes_of(rows) or not modes:
         raise NotDrawn("needs the mode llm and one other")
     labelled = groups(rows)
-    points = []
+    points: list[tuple[float, str, Paired, bool]] = []
     for line, own in enumerate(labelled.values()):
         for i, mode in enumerate(modes):
-            difference = stats.difference(where(own, mode="llm"), where(own, mode=mode))
-            if difference is not None:
-                points.append((line + (i - (len(modes) - 1) / 2) * 0.25, mode, difference))
+            place = line + (i - (len(modes) - 1) / 2) * 0.34
+            base, other = where(own, mode="llm"), where(own, mode=mode)
+            scored = stats.difference(base, other)
+            every = stats.difference(base, other, reward_overflow_as_zero)
+            if scored is not None:
+                points.append((place, mode, scored, False))
+            if every is not None and every != scored:
+                points.append((place + 0.13, mode, every, True))
     if not points:
         raise NotDrawn("no task was completed in both modes")
-    figure = new_figure(6.5, 1.4 + 0.65 * len(labelled))
+    figure = new_figure(6.5, 1.6 + 0.75 * len(labelled))
     axes = figure.add_subplot()
     axes.axvline(0, color=INK, linewidth=1)
-    for y, mode, difference in points:
-        if difference.low is not None:
-            axes.plot([difference.low, difference.high], [y, y], color=COLOURS[mode], linewidth=2)
-        axes.plot(difference.difference, y, MARKERS[mode], color=COLOURS[mode], ms=7, mec="white")
+    for y, mode, difference, hollow in points:
+        if difference.low is not None and difference.high is not None:
+            axes.plot(
+                [difference.low, difference.high],
+                [y, y],
+                ":" if hollow else "-",
+                color=COLOURS[mode],
+                linewidth=2,
+            )
+        face, edge = ("white", COLOURS[mode]) if hollow else (COLOURS[mode], "white")
+        axes.plot(difference.difference, y, MARKERS[mode], mfc=face, mec=edge, ms=7)
     axes.set_yticks(range(len(labelled)), list(labelled))
     axes.set_ylim(len(labelled) - 0.5, -0.5)
-    axes.set_xlabel("reward minus that of the LLM, on tasks completed by both")
+    axes.margins(x=0.04)
+    axes.set_xlabel("reward minus that of the LLM on the same tasks")
     axes.grid(axis="y", visible=False)
-    handles = [
-        Line2D([], [], marker=MARKERS[m], color=COLOURS[m], lw=2, ms=7, mec="white", label=MODE_NAMES[m])
-        for m in modes
-    ]
-    axes.legend(
-        handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=len(modes), borderaxespad=0.2
-    )
+    handles = mode_markers(modes, lw=2, ms=7)
+    if any(hollow for *_, hollow in points):
+        label = "with prompts beyond the window as 0"
+        handles.append(Line2D([], [], marker="o", color=INK, mfc="white", ls=":", lw=2, ms=7, label=label))
+    legend_above(figure, handles)
     return figure
 
 
@@ -94,41 +107,45 @@ def tokens(rows: Sequence[Row], stats: Stats) -> Figure:
     done = completed(rows)
     if not any(row.get("root_tokens") for row in done):
         raise NotDrawn("no completed episode reports its tokens")
-    return token_panels(groups(done), modes_of(rows))
+    return token_panels(groups(done), modes_of(rows), stats)
 
 
 def root_efficiency(rows: Sequence[Row], stats: Stats) -> Figure:
-    """(mean reward / mean root tokens) of each mode over that of the LLM, on a log axis."""
-    values: dict[str, dict[str, float]] = {}
-    for label, own in groups(completed(rows)).items():
-        per_mode = {}
-        for mode in modes_of(own):
-            chosen = where(own, mode=mode)
-            root = mean_of(chosen, "root_tokens")
-            reward = mean_of(chosen, "reward")
-            if root > 0:
-                per_mode[mode] = reward / root
-        base = per_mode.pop("llm", 0.0)
-        if base > 0 and any(value > 0 for value in per_mode.values()):
-            values[label] = {mode: value / base for mode, value in per_mode.items()}
+    """(mean reward / mean root tokens) of each mode over that of the LLM on the tasks that both completed; a
+    log axis."""
+    values: dict[str, dict[str, Ratio]] = {}
+    for label, own in groups(rows).items():
+        base = where(own, mode="llm")
+        ratios = {
+            mode: stats.efficiency(base, where(own, mode=mode), "root_tokens")
+            for mode in modes_of(own)
+            if mode != "llm"
+        }
+        known = {mode: ratio for mode, ratio in ratios.items() if ratio is not None}
+        if any(ratio.ratio > 0 for ratio in known.values()):
+            values[label] = known
     if not values:
         raise NotDrawn("needs a suite on which the LLM and another mode have a mean reward above 0")
     modes = [mode for mode in MODES if any(mode in per_mode for per_mode in values.values())]
-    figure = new_figure(wide(len(values), len(modes)), 3.6)
+    figure = new_figure(wide(values, len(modes)), 3.8)
     axes = figure.add_subplot()
+    shown = [1.0, *(r.ratio for per_mode in values.values() for r in per_mode.values() if r.ratio)]
+    # An interval may reach to 0 or to infinity; it then ends in an arrow at the frame.
+    bottom, top = min(shown) / 4, max(shown) * 4
     width = 0.8 / len(modes)
     for x, per_mode in enumerate(values.values()):
         for i, mode in enumerate(modes):
             if mode not in per_mode:
                 continue
             place = x + (i - (len(modes) - 1) / 2) * width
-            if per_mode[mode] == 0:
+            ratio = per_mode[mode]
+            if ratio.ratio == 0:
                 axes.text(place, 0.96, "no\nreward", ha="center", va="top", fontsize=7, color=INK)
                 continue
             # Bars grow from 1, the LLM: up is better, down is worse, by the same factor on a log axis.
             axes.bar(
                 place,
-                per_mode[mode] - 1,
+                ratio.ratio - 1,
                 width * 0.92,
                 bottom=1,
                 color=COLOURS[mode],
@@ -136,26 +153,35 @@ def root_efficiency(rows: Sequence[Row], stats: Stats) -> Figure:
                 edgecolor="white",
                 linewidth=0,
             )
+            if ratio.low is not None and ratio.high is not None:
+                _interval(axes, place, max(ratio.low, bottom), min(ratio.high, top), (bottom, top))
+            # On the other side of the line, where neither bars nor intervals of most suites are.
+            up = ratio.ratio >= 1
             axes.annotate(
-                f"{per_mode[mode]:.2g}x",
-                (place, per_mode[mode]),
+                f"{ratio.ratio:.2g}x",
+                (place + 0.04 * width, 1),
                 textcoords="offset points",
-                xytext=(0, 3 if per_mode[mode] >= 1 else -3),
-                ha="center",
-                va="bottom" if per_mode[mode] >= 1 else "top",
+                xytext=(2, -3 if up else 3),
+                va="top" if up else "bottom",
                 fontsize=8,
             )
-    every = [1.0, *(value for per_mode in values.values() for value in per_mode.values() if value)]
     axes.set_yscale("log")
-    axes.set_ylim(min(every) / 1.6, max(every) * 1.6)
+    axes.set_ylim(bottom, top)
     tick_log(axes.yaxis, axes.get_ylim())
     axes.axhline(1, color=INK, linewidth=1)
     axes.set_xticks(range(len(values)), list(values))
     axes.set_xlim(-0.6, len(values) - 0.4)
     axes.set_ylabel("reward per root token,\nLLM = 1 (log)")
     axes.grid(axis="x", visible=False)
-    legend_above(axes, modes)
+    legend_above(figure, mode_patches(modes))
     return figure
+
+
+def _interval(axes: Axes, x: float, low: float, high: float, frame: tuple[float, float]) -> None:
+    """A vertical interval with caps, or with an arrow where it goes on beyond the frame."""
+    axes.plot([x, x], [low, high], color=INK, linewidth=1)
+    for end, edge, arrow in ((low, frame[0], "v"), (high, frame[1], "^")):
+        axes.plot(x, end, arrow if end == edge else "_", color=INK, ms=5, clip_on=False)
 
 
 def time(rows: Sequence[Row], stats: Stats) -> Figure:
@@ -164,7 +190,7 @@ def time(rows: Sequence[Row], stats: Stats) -> Figure:
     if not done:
         raise NotDrawn("no completed episode reports its time")
     labelled, modes = groups(done), modes_of(done)
-    figure = new_figure(max(8.0, wide(len(labelled), len(modes))), 3.8)
+    figure = new_figure(max(8.0, wide(labelled, len(modes))), 4.2)
     axes = figure.add_subplot()
     width = 0.8 / len(modes)
     for x, own in enumerate(labelled.values()):
@@ -197,10 +223,11 @@ def time(rows: Sequence[Row], stats: Stats) -> Figure:
     axes.set_ylabel("seconds per episode (log)")
     axes.grid(axis="x", visible=False)
     legend_above(
-        axes,
-        modes,
+        figure,
         [
-            Line2D([], [], color="black", lw=2, label="median"),
+            *mode_patches(modes),
+            Line2D([], [], color="black", lw=2, label="median (box: quartiles)"),
+            Line2D([], [], color=INK, lw=1, label="p10 to p90"),
             Line2D([], [], marker="D", mfc="white", mec=INK, ls="none", ms=4.5, label="mean"),
             Line2D([], [], marker="_", color=INK, ls="none", ms=8, label="maximum"),
         ],
@@ -225,9 +252,12 @@ def reward_against_tokens(rows: Sequence[Row], stats: Stats) -> Figure:
             estimate = stats.mean(chosen, reward_completed)
             if estimate is None:
                 continue
+            tokens_of = stats.mean(chosen, lambda row: row.get("total_tokens"))
+            assert tokens_of is not None  # `done` has only rows with tokens
             axes.errorbar(
-                mean_of(chosen, "total_tokens"),
+                tokens_of.mean,
                 estimate.mean,
+                xerr=error_bar(tokens_of),
                 yerr=error_bar(estimate),
                 fmt=MARKERS[mode],
                 color=COLOURS[mode],
@@ -250,24 +280,26 @@ def reward_against_tokens(rows: Sequence[Row], stats: Stats) -> Figure:
     grid[0][0].set_ylim(bottom - 0.04, top + 0.04)  # whole markers at 0 and 1
     for axes in list(grid.flat)[len(labelled) :]:
         axes.set_visible(False)
-    handles = [
-        Line2D([], [], marker=MARKERS[m], color=COLOURS[m], ls="none", ms=9, mec="white", label=MODE_NAMES[m])
-        for m in modes
-    ]
-    figure.legend(handles=handles, loc="outside upper right", ncols=len(modes))
+    legend_above(figure, mode_markers(modes, ls="none", ms=9))
     return figure
 
 
 GENERAL = (
-    Plot("reward_by_suite", "Mean reward by suite and mode, over completed episodes.", reward_by_suite),
+    Plot(
+        "reward_by_suite",
+        "Mean reward by suite and mode, over completed episodes (n tasks).",
+        reward_by_suite,
+    ),
     Plot(
         "lift_over_llm",
-        "Lift over the LLM: paired difference of the reward on the same tasks.",
+        "Lift over the LLM: paired difference of the reward on the tasks that both completed.",
         lift_over_llm,
     ),
     Plot("tokens", "Prompt and completion tokens per episode, root and sub-LLMs.", tokens),
     Plot(
-        "root_efficiency", "Root-token efficiency: mean reward / mean root tokens, LLM = 1.", root_efficiency
+        "root_efficiency",
+        "Root-token efficiency: mean reward / mean root tokens on the tasks that both completed, LLM = 1.",
+        root_efficiency,
     ),
     Plot("time", "Seconds per episode: quartiles (box), p10 to p90 (line), median, mean, maximum.", time),
     Plot("reward_against_tokens", "Mean reward against mean tokens per episode.", reward_against_tokens),

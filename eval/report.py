@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from eval.markdown import ci, escape, label, lift, number, table, unless_equal, verbatim
 from eval.published import COSTS_NOTE, FIGURES
 from eval.rows import Outcome
 from eval.summary import Summary, find_cell
 
 MODE_NAMES = {"llm": "LLM", "rlm": "RLM", "rlm_tips": "RLM+tips"}
+
+_FIRST_PLOTS = ("reward_by_suite", "lift_over_llm")
+"""Shown at the top; the others come after the tables."""
 
 _OUTCOME_NAMES = {
     Outcome.COMPLETED: "completed",
@@ -19,43 +23,6 @@ _OUTCOME_NAMES = {
     Outcome.JUDGE_ERROR: "judge failed",
     Outcome.INFRASTRUCTURE_ERROR: "infrastructure",
 }
-
-
-def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A markdown table; the first column is left-aligned, the others right."""
-    rule = [":--", *["--:"] * (len(head) - 1)]
-    lines = [f"| {' | '.join(cells)} |" for cells in (head, rule, *body)]
-    return "\n".join(lines)
-
-
-def _escape(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
-def _ci(estimate: Mapping[str, Any] | None, *, key: str = "mean", sign: bool = False) -> str:
-    if estimate is None:
-        return "-"
-    text = f"{estimate[key]:+.3f}" if sign else f"{estimate[key]:.3f}"
-    if estimate["low"] is None:
-        return text
-    low, high = estimate["low"], estimate["high"]
-    return f"{text} [{low:+.3f}, {high:+.3f}]" if sign else f"{text} [{low:.3f}, {high:.3f}]"
-
-
-def _unless_equal(estimate: Mapping[str, Any] | None, other: Mapping[str, Any] | None, **options: Any) -> str:
-    """The estimate, or "same" where it is the one beside it: most cells have no prompt beyond the window."""
-    return "same" if estimate is not None and estimate == other else _ci(estimate, **options)
-
-
-def _number(value: float) -> str:
-    if value >= 100 or value == int(value):
-        return f"{value:,.0f}"
-    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def _label(cell: Mapping[str, Any], *, models: bool) -> str:
-    parts = [cell["suite"]] + ([cell["setting"]] if cell["setting"] != "default" else [])
-    return _escape(" / ".join(parts + ([cell["model"]] if models else [])))
 
 
 def render(
@@ -75,23 +42,39 @@ def render(
         published: suite -> key into `published.FIGURES`.
         notes: further lines for the end.
     """
-    models = len({cell["model"] for cell in summary["cells"]}) > 1
+    names = list(dict.fromkeys(cell["model"] for cell in summary["cells"]))
+    models = len(names) > 1
     percent = f"{100 * summary['confidence']:g} %"
+    figures = {file: f"![{caption}](plots/{file})\n\n{caption}" for file, caption in plots.items()}
+    first = [file for file in figures if file.startswith(_FIRST_PLOTS)]
     sections = [
         f"# {summary['name']}",
-        f"{summary['episodes']} episodes in {len(summary['cells'])} cells; tasks drawn with seed "
-        f"{summary['seed']}, the same ones for every mode. Intervals are {percent} bootstrap intervals "
-        "over tasks "
+        f"{summary['episodes']} episodes in {len(summary['cells'])} cells, played by "
+        f"{', '.join(escape(name) for name in names)}; tasks drawn with seed {summary['seed']}, the same "
+        f"ones for every mode. Intervals are {percent} bootstrap intervals over tasks "
         f"({summary['bootstrap']:,} resamples).",
+        "## At a glance",
+        "Mean reward of completed episodes, and the difference between modes on the tasks that both "
+        "completed (bold where its interval leaves out 0). In brackets: with prompts beyond the model's "
+        "window as 0, where that makes a difference.",
+        _glance_table(summary, models),
+        *(figures[file] for file in first),
         "## Reward",
         "The mean over completed episodes, and the mean with each prompt beyond the model's window as 0. "
-        "Every "
-        "other failure is in neither; it is counted in the next table.",
+        "Every other failure is in neither; it is counted under Outcomes and told under Failures."
+        + _width_note(summary),
         _reward_table(summary, models),
         "## Outcomes",
         _outcome_table(summary, models),
+        "## Failures",
+        _failure_table(summary, models),
         "## Differences between modes on the same tasks",
         _paired_table(summary, models),
+        *(
+            ["## Differences between models on the same tasks", _model_table(summary)]
+            if summary["paired_models"]
+            else []
+        ),
         "## Costs",
         "Per completed episode: mean / median / p90 / maximum. Tokens are prompt and completion together.",
         _cost_table(summary, models),
@@ -103,14 +86,107 @@ def render(
     comparison = _published_table(summary, published)
     if comparison:
         sections += ["## Beside the published figures", comparison, COSTS_NOTE]
-    if plots:
+    if len(figures) > len(first):
         sections.append("## Plots")
-        sections += [f"![{caption}](plots/{file})\n\n{caption}" for file, caption in plots.items()]
+        sections += [figure for file, figure in figures.items() if file not in first]
     if skipped:
         sections += ["Not drawn:", "\n".join(f"- {name}: {reason}" for name, reason in skipped.items())]
     if notes:
         sections += ["## Notes", "\n".join(f"- {note}" for note in notes)]
     return "\n\n".join(sections) + "\n"
+
+
+def _glance_table(summary: Summary, models: bool) -> str:
+    """One line per suite and setting: what a reader looks for first."""
+    modes = [mode for mode in MODE_NAMES if any(cell["mode"] == mode for cell in summary["cells"])]
+    pairs = [("llm", mode) for mode in modes if mode != "llm" and "llm" in modes]
+    body = []
+    for where in dict.fromkeys((c["suite"], c["setting"], c["model"]) for c in summary["cells"]):
+        wanted = dict(zip(("suite", "setting", "model"), where, strict=True))
+        cells = [find_cell(summary, mode=mode, **wanted) for mode in modes]
+        present = [cell for cell in cells if cell is not None]
+        body.append(
+            [
+                label(present[0], models=models),
+                str(max(cell["tasks"] for cell in present)),
+                *(_glance(cell) for cell in cells),
+                *(lift(_find(summary["paired"], a=a, b=b, **wanted)) for a, b in pairs),
+                str(sum(cell["episodes"] - cell["outcomes"][Outcome.COMPLETED] for cell in present)),
+            ]
+        )
+    return table(
+        [
+            "suite",
+            "tasks",
+            *(MODE_NAMES[mode] for mode in modes),
+            *(f"{MODE_NAMES[b]} - {MODE_NAMES[a]}" for a, b in pairs),
+            "not in the mean",
+        ],
+        body,
+    )
+
+
+def _glance(cell: Mapping[str, Any] | None) -> str:
+    if cell is None or cell["reward_overflow_as_zero"] is None:
+        return "-"
+    both, every = cell["reward"], cell["reward_overflow_as_zero"]
+    mean = "-" if both is None else f"{both['mean']:.3f}"
+    return mean if both == every else f"{mean} ({every['mean']:.3f})"
+
+
+def _find(entries: Sequence[Mapping[str, Any]], **wanted: str) -> Mapping[str, Any] | None:
+    return next((e for e in entries if all(e[name] == value for name, value in wanted.items())), None)
+
+
+def _width_note(summary: Summary) -> str:
+    """Said only where it applies: an interval without width invites a wrong conclusion."""
+    rewards = [cell["reward"] for cell in summary["cells"] if cell["reward"] is not None]
+    if not any(r["low"] is not None and r["low"] == r["high"] for r in rewards):
+        return ""
+    return (
+        " An interval without width means that all tasks had the same reward: resampling cannot show what "
+        "was not drawn, so it is no proof of certainty."
+    )
+
+
+def _failure_table(summary: Summary, models: bool) -> str:
+    if not summary["failures"]:
+        return "None: every episode was completed."
+    body = []
+    for failure in summary["failures"]:
+        said = ": ".join(filter(None, (failure["error_type"], failure["message"])))
+        body.append(
+            [
+                label(failure, models=models),
+                MODE_NAMES[failure["mode"]],
+                _OUTCOME_NAMES[Outcome(failure["outcome"])],
+                verbatim(said) if said else "nothing",
+                f"`{failure['episode_id']}`",
+                str(failure["episodes"]),
+            ]
+        )
+    head = ["suite", "mode", "outcome", "what was said", "first episode", "episodes"]
+    return (
+        "None of these is in a mean of completed episodes. Messages that differ only in numbers are one "
+        "line; search for the episode's id in `rlm-view` to see how it came about.\n\n"
+        + table(head, body, left=range(5))
+    )
+
+
+def _model_table(summary: Summary) -> str:
+    return table(
+        ["suite", "mode", "difference", "both completed (beyond the window = 0)", "tasks"],
+        [
+            [
+                label(pair, models=False),
+                MODE_NAMES[pair["mode"]],
+                escape(f"{pair['b']} - {pair['a']}"),
+                lift(pair),
+                "0" if pair["reward"] is None else str(pair["reward"]["tasks"]),
+            ]
+            for pair in summary["paired_models"]
+        ],
+    )
 
 
 def _reward_table(summary: Summary, models: bool) -> str:
@@ -119,10 +195,10 @@ def _reward_table(summary: Summary, models: bool) -> str:
         failed = cell["episodes"] - cell["outcomes"][Outcome.COMPLETED]
         body.append(
             [
-                _label(cell, models=models),
+                label(cell, models=models),
                 MODE_NAMES[cell["mode"]],
-                _ci(cell["reward"]),
-                _unless_equal(cell["reward_overflow_as_zero"], cell["reward"]),
+                ci(cell["reward"]),
+                unless_equal(cell["reward_overflow_as_zero"], cell["reward"]),
                 f"{cell['outcomes'][Outcome.COMPLETED]} of {cell['episodes']}",
                 str(failed),
             ]
@@ -138,10 +214,10 @@ def _outcome_table(summary: Summary, models: bool) -> str:
         ["suite", "mode", *_OUTCOME_NAMES.values(), "ended by"],
         [
             [
-                _label(cell, models=models),
+                label(cell, models=models),
                 MODE_NAMES[cell["mode"]],
                 *(str(cell["outcomes"][outcome]) for outcome in _OUTCOME_NAMES),
-                _escape(", ".join(f"{reason} {count}" for reason, count in cell["stop_conditions"].items())),
+                escape(", ".join(f"{reason} {count}" for reason, count in cell["stop_conditions"].items())),
             ]
             for cell in summary["cells"]
         ],
@@ -154,14 +230,14 @@ def _paired_table(summary: Summary, models: bool) -> str:
         completed = pair["reward"]
         body.append(
             [
-                _label(pair, models=models),
+                label(pair, models=models),
                 f"{MODE_NAMES[pair['b']]} - {MODE_NAMES[pair['a']]}",
-                _ci(completed, key="difference", sign=True),
+                ci(completed, key="difference", sign=True),
                 "-"
                 if completed is None
                 else f"{completed['wins']} / {completed['ties']} / {completed['losses']}",
                 "0" if completed is None else str(completed["tasks"]),
-                _unless_equal(pair["reward_overflow_as_zero"], completed, key="difference", sign=True),
+                unless_equal(pair["reward_overflow_as_zero"], completed, key="difference", sign=True),
             ]
         )
     if not body:
@@ -191,13 +267,13 @@ def _cost_table(summary: Summary, models: bool) -> str:
         cost = cell["costs"].get(measure)
         if cost is None:
             return "-"
-        return " / ".join(_number(cost[key]) for key in ("mean", "median", "p90", "max"))
+        return " / ".join(number(cost[key]) for key in ("mean", "median", "p90", "max"))
 
     return table(
         ["suite", "mode", *measures.values()],
         [
             [
-                _label(cell, models=models),
+                label(cell, models=models),
                 MODE_NAMES[cell["mode"]],
                 *(show(cell, measure) for measure in measures),
             ]
@@ -210,10 +286,12 @@ def _scaffold_table(summary: Summary, models: bool) -> str:
     measures = {
         "root_turns": "root turns",
         "sub_calls": "sub-calls",
+        "sub_batches": "batches",
         "sub_batch_size_max": "largest batch",
         "sub_errors": "sub errors",
         "repl_calls": "REPL calls",
-        "repl_seconds": "REPL seconds",
+        "repl_seconds": "code seconds",
+        "repl_wait_seconds": "waiting seconds",
         "repl_timeouts": "timeouts",
         "repl_restarts": "restarts",
         "repl_truncated_outputs": "cut outputs",
@@ -222,11 +300,11 @@ def _scaffold_table(summary: Summary, models: bool) -> str:
 
     def show(cell: Summary, measure: str) -> str:
         cost = cell["costs"].get(measure)
-        return "-" if cost is None else _number(cost["mean"])
+        return "-" if cost is None else number(cost["mean"])
 
     body = [
         [
-            _label(cell, models=models),
+            label(cell, models=models),
             MODE_NAMES[cell["mode"]],
             *(show(cell, measure) for measure in measures),
             "-" if cell["answer_ready"] is None else f"{100 * cell['answer_ready']:.0f} %",
@@ -241,11 +319,11 @@ def _scaffold_table(summary: Summary, models: bool) -> str:
 def _tool_table(summary: Summary, models: bool) -> str | None:
     body = [
         [
-            _label(cell, models=models),
+            label(cell, models=models),
             MODE_NAMES[cell["mode"]],
-            _escape(name),
-            _number(tool["calls"]),
-            _number(tool["seconds"]),
+            escape(name),
+            number(tool["calls"]),
+            number(tool["seconds"]),
         ]
         for cell in summary["cells"]
         for name, tool in cell["tools"].items()
@@ -266,16 +344,16 @@ def _published_table(summary: Summary, published: Mapping[str, str]) -> str | No
                 continue
             body.append(
                 [
-                    _escape(suite),
-                    _escape(model),
-                    *(_ci(cell["reward_overflow_as_zero"] if cell else None) for cell in measured),
+                    escape(suite),
+                    escape(model),
+                    *(ci(cell["reward_overflow_as_zero"] if cell else None) for cell in measured),
                 ]
             )
         for figure in FIGURES[key]:
             about = "about " if figure.approximate else ""
             body.append(
                 [
-                    _escape(suite),
+                    escape(suite),
                     f"{figure.model}, published",
                     *(f"{about}{figure.reward(mode):.2f}" for mode in MODE_NAMES),
                 ]

@@ -9,9 +9,9 @@ A row holds scalars only, under these keys:
     identity     episode_id suite family setting mode model model_name task_id task_hash rollout
     outcome      outcome stop_condition error_type error_status error_message
     reward       reward (None unless scored), reward/<part>
-    measures     the metrics of SPEC section 3 by their own names, plus total_tokens, wall_seconds,
-    judge_tokens the task     task/<field> for each scalar of the task's data (never its prompt, context or
-    reference) settings     setting/<dotted.key> for each value that the cell sets
+    measures     the harness's and the suite's metrics by their own names, plus sums (total_tokens, ...)
+    task         task/<field> for each scalar of the task's data (never its prompt, context or reference)
+    settings     setting/<dotted.key> for each value that the cell sets or its suite sweeps
 
 `episodes.jsonl` is appended a line at a time and flushed; a torn last line, the mark of a kill, is dropped
 when read. A trace is written before its row, so a row always has its trace."""
@@ -95,7 +95,7 @@ def classify(episode: Episode) -> tuple[Outcome, Error | None]:
     trace = _trace(episode)
     if trace is not None and _scored(trace) and episode.ok:
         if trace.stop_condition == "context_overflow" and (_scaffold(trace) == "llm" or not trace.last_reply):
-            return Outcome.CONTEXT_OVERFLOW, None
+            return Outcome.CONTEXT_OVERFLOW, _last_call_error(trace)
         return Outcome.COMPLETED, None
     errors = [*(trace.errors if trace is not None else []), *episode.errors]
     if not errors:
@@ -117,6 +117,18 @@ def _classify_error(error: Error) -> Outcome:
         if 400 <= status < 500 or _REFUSAL.search(error.message):
             return Outcome.REFUSED
     return Outcome.INFRASTRUCTURE_ERROR
+
+
+def _last_call_error(trace: Trace) -> Error | None:
+    """What the endpoint said: an overflow that ends an episode cleanly is an error of its call alone."""
+    return next((call.error for call in reversed(trace.calls) if call.error is not None), None)
+
+
+def printable(text: str, limit: int = 300) -> str:
+    """The text on one line of at most `limit` characters, without what a terminal would obey: an endpoint's
+    error message is a stranger's text."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * limit]).split())
+    return line if len(line) <= limit and len(text) <= 4 * limit else f"{line[: limit - 1]}\u2026"
 
 
 def _trace(episode: Episode) -> Trace | None:

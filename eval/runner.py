@@ -30,7 +30,7 @@ from eval.config import EvalConfig
 from eval.endpoints import Endpoint, check, serve
 from eval.folder import Key, RunError, cell_dir, prepare, sole_writer
 from eval.matrix import Cell, expand, tasks_of
-from eval.rows import EPISODES_FILE, KEPT, Outcome, Row, append_row, key_of, read_rows, row_of
+from eval.rows import EPISODES_FILE, KEPT, Outcome, Row, append_row, key_of, printable, read_rows, row_of
 
 logger = logging.getLogger(__name__)
 
@@ -341,6 +341,7 @@ class Writer:
         if self._failures.get(cell.model, 0) >= self._limit:
             raise RunError(
                 f"the first {self._limit} episodes of model {cell.model!r} all failed; the last one: "
-                f"{row['error_type']}: {row['error_message']}. Mend it and run again with --resume "
+                f"{row['error_type']}: {printable(row['error_message'] or '')}. Mend it and run again with "
+                "--resume "
                 "(abort_after_errors sets how many are tried)"
             )

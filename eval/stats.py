@@ -54,6 +54,17 @@ class Paired:
 
 
 @dataclass(frozen=True)
+class Ratio:
+    """How many times the value per cost of b is that of a, over the tasks that both have."""
+
+    ratio: float
+    low: float | None
+    high: float | None
+    """None with fewer than two tasks; infinite where a has no value in too many of the resamples."""
+    tasks: int
+
+
+@dataclass(frozen=True)
 class Spread:
     """A cost with a heavy tail: the mean alone would hide it."""
 
@@ -153,6 +164,46 @@ def paired_difference(
         ties=int(close.sum()),
         losses=int(((differences < 0) & ~close).sum()),
     )
+
+
+def efficiency_ratio(
+    a: Mapping[str, Sequence[tuple[float, float]]],
+    b: Mapping[str, Sequence[tuple[float, float]]],
+    *,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+) -> Ratio | None:
+    """(mean value / mean cost) of b over that of a, on their common tasks, with an interval that resamples
+    these tasks for both at once.
+
+    Args:
+        a, b: task id -> (value, cost) of its episodes; a task counts once, with the means of its episodes.
+
+    Returns None when no task is common, or when a has no value or either has no cost: there is no ratio.
+    """
+    common = sorted(task for task in a if task in b and len(a[task]) and len(b[task]))
+    if not common:
+        return None
+    # Columns: value and cost of a, value and cost of b.
+    means = np.array([[*np.mean(a[task], axis=0), *np.mean(b[task], axis=0)] for task in common])
+    value_a, cost_a, value_b, cost_b = means.sum(axis=0)
+    if value_a <= 0 or cost_a <= 0 or cost_b <= 0:
+        return None
+    low = high = None
+    n = len(common)
+    if n > 1:
+        generator = np.random.default_rng(seed)
+        counts = generator.multinomial(n, np.full(n, 1 / n), size=resamples)
+        sums = counts @ means
+        with np.errstate(divide="ignore", invalid="ignore"):
+            drawn = (sums[:, 2] / sums[:, 3]) / (sums[:, 0] / sums[:, 1])
+        tail = (1 - confidence) / 2 * 100
+        # A resample without any value on either side says nothing; one without value in a is an infinite
+        # ratio, which an interpolated percentile could not hold.
+        known = drawn[~np.isnan(drawn)]
+        low, high = (float(v) for v in np.percentile(known, [tail, 100 - tail], method="inverted_cdf"))
+    return Ratio(float(value_b / cost_b / (value_a / cost_a)), low, high, tasks=n)
 
 
 def spread(values: Sequence[float]) -> Spread | None:

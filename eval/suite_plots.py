@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from eval.plot_kit import (
     COLOURS,
@@ -21,6 +22,8 @@ from eval.plot_kit import (
     grouped_bars,
     legend_above,
     main_rows,
+    mode_markers,
+    mode_patches,
     modes_of,
     new_figure,
     reward_axis,
@@ -28,7 +31,6 @@ from eval.plot_kit import (
     where,
     wide,
 )
-from eval.report import MODE_NAMES
 from eval.rows import Outcome, Row
 from eval.stats import length_bin
 from eval.summary import reward_completed
@@ -70,12 +72,12 @@ def _bars(rows: Sequence[Row], stats: Stats, key: Callable[[Row], Any], axis: st
         compact(value) if isinstance(value, int | float) else str(value): own
         for value, own in grouped.items()
     }
-    figure = new_figure(wide(len(labelled), len(modes_of(rows))), 3.8)
+    figure = new_figure(wide(labelled, len(modes_of(rows))), 4.0)
     axes = figure.add_subplot()
     marked = grouped_bars(axes, labelled, stats, reward_completed)
     reward_axis(axes, rows)
     axes.set_xlabel(axis)
-    legend_above(axes, modes_of(rows), [OVERFLOW_MARK] if marked else [])
+    legend_above(figure, [*mode_patches(modes_of(rows)), *([OVERFLOW_MARK] if marked else [])])
     return figure
 
 
@@ -105,12 +107,12 @@ def oolong_tokens(rows: Sequence[Row], stats: Stats) -> Figure:
     own = completed(main_rows(_family(rows, "oolong")))
     if not own:
         raise NotDrawn("no episode of oolong was completed")
-    return token_panels({str(k): v for k, v in _grouped(own, subset_of).items()}, modes_of(own))
+    return token_panels({str(k): v for k, v in _grouped(own, subset_of).items()}, modes_of(own), stats)
 
 
 def oolong_by_length(rows: Sequence[Row], stats: Stats) -> Figure:
     """A panel per subset: mean reward over context length, in bins of a factor 4. A line breaks off where no
-    prompt of its mode fits the window; the cross below says how many did not."""
+    prompt of its mode fits the window; a cross marks each bin in which some did not."""
     own = [row for row in main_rows(_family(rows, "oolong")) if context_length(row) is not None]
     if not own:
         raise NotDrawn(f"no task reports its context length ({', '.join(LENGTH_FIELDS)})")
@@ -151,7 +153,6 @@ def oolong_by_length(rows: Sequence[Row], stats: Stats) -> Figure:
                 linewidth=1.5,
                 elinewidth=1,
                 capsize=2,
-                label=MODE_NAMES[mode],
             )
         axes.set_title(subset)
         axes.set_xticks(range(len(bins)), [binary(low) for low, _ in bins])
@@ -166,11 +167,11 @@ def oolong_by_length(rows: Sequence[Row], stats: Stats) -> Figure:
     grid[0][0].set_ylim(bottom - 0.04, top + 0.02)  # whole markers at 0 and 1
     for axes in list(grid.flat)[len(subsets) :]:
         axes.set_visible(False)
-    handles, labels = grid[0][0].get_legend_handles_labels()
+    handles = mode_markers(modes, lw=1.5, ms=7)
     if overflowed:
-        (cross,) = grid[0][0].plot([], [], "x", color=INK, ms=7, mew=2)
-        handles, labels = [*handles, cross], [*labels, "some prompts beyond the window"]
-    figure.legend(handles, labels, loc="outside upper right", ncols=len(labels))
+        label = "some prompts beyond the window"
+        handles.append(Line2D([], [], marker="x", color=INK, ls="none", ms=7, mew=2, label=label))
+    legend_above(figure, handles)
     return figure
 
 
@@ -194,13 +195,14 @@ def _one_varied(rows: Sequence[Row], leaf: str) -> list[Row]:
 
 
 def verbatim_by_content(rows: Sequence[Row], stats: Stats) -> Figure:
-    own = [row for row in _family(rows, "verbatim_copy") if row["setting"] == "default"]
-    kinds = {row.get("task/kind") for row in own}
-    if len(kinds - {None}) < 2:
-        varied = _one_varied(_family(rows, "verbatim_copy"), "content_type")
-        return _bars(
-            varied, stats, lambda row: row.get("task/kind"), "content type", "no task names its kind"
-        )
+    """From a sweep over the content type where there is one: it has all of `num_tasks` for each type, and the
+    mix of the base setting only a share."""
+    every = _family(rows, "verbatim_copy")
+    own = [row for row in every if row["setting"].startswith("content_type=")]
+    if not own:
+        own = [row for row in every if row["setting"] == "default"]
+        if len({row.get("task/kind") for row in own} - {None}) < 2:
+            own = _one_varied(every, "content_type")
     return _bars(own, stats, lambda row: row.get("task/kind"), "content type", "no task names its kind")
 
 

@@ -7,12 +7,13 @@ overflow as 0. Every other failure is in neither and is counted beside them.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from eval.config import MODES, ReportConfig
-from eval.rows import Outcome, Row
+from eval.rows import Outcome, Row, printable
 from eval.stats import mean_ci, paired_difference, spread
 
 COSTS = (
@@ -32,7 +33,9 @@ COSTS = (
     "root_turns",
     "sub_calls",
     "sub_batches",
+    "sub_batch_size_mean",
     "sub_batch_size_max",
+    "sub_turns",
     "sub_tool_calls",
     "sub_errors",
     "repl_calls",
@@ -105,6 +108,8 @@ def summarise(rows: Sequence[Row], *, name: str, seed: int, report: ReportConfig
         "episodes": len(rows),
         "cells": [_cell_summary(key, own, options) for key, own in cells.items()],
         "paired": list(_pairs(cells, options)),
+        "paired_models": list(_model_pairs(cells, options)),
+        "failures": _failures(cells),
     }
 
 
@@ -168,13 +173,56 @@ def _pairs(cells: dict[tuple[str, str, str, str], list[Row]], options: dict[str,
             if left is None or right is None:
                 continue
             entry: Summary = {"suite": suite, "setting": setting, "model": model, "a": a, "b": b}
-            for name, value in (
-                ("reward", reward_completed),
-                ("reward_overflow_as_zero", reward_overflow_as_zero),
-            ):
-                result = paired_difference(by_task(left, value), by_task(right, value), **options)
-                entry[name] = None if result is None else result.to_dict()
-            yield entry
+            yield entry | _differences(left, right, options)
+
+
+def _model_pairs(
+    cells: dict[tuple[str, str, str, str], list[Row]], options: dict[str, Any]
+) -> Iterable[Summary]:
+    """Each model against the config's first one, in the same suite, setting and mode: what a checkpoint has
+    gained over the one that it started from."""
+    models = list(dict.fromkeys(key[3] for key in cells))
+    for suite, setting, mode in dict.fromkeys(key[:3] for key in cells):
+        for model in models[1:]:
+            left = cells.get((suite, setting, mode, models[0]))
+            right = cells.get((suite, setting, mode, model))
+            if left is None or right is None:
+                continue
+            entry: Summary = {"suite": suite, "setting": setting, "mode": mode, "a": models[0], "b": model}
+            yield entry | _differences(left, right, options)
+
+
+def _differences(left: Sequence[Row], right: Sequence[Row], options: dict[str, Any]) -> Summary:
+    found: Summary = {}
+    for name, value in (("reward", reward_completed), ("reward_overflow_as_zero", reward_overflow_as_zero)):
+        result = paired_difference(by_task(left, value), by_task(right, value), **options)
+        found[name] = None if result is None else result.to_dict()
+    return found
+
+
+def _failures(cells: dict[tuple[str, str, str, str], list[Row]]) -> list[Summary]:
+    """What went wrong, one entry per cell, outcome and message; messages that differ in numbers only are one.
+    The message and the episode are those of the first."""
+    found: dict[tuple[Any, ...], Summary] = {}
+    for key, rows in cells.items():
+        for row in rows:
+            if row["outcome"] == Outcome.COMPLETED:
+                continue
+            message = printable(row["error_message"] or "")
+            group = (*key, row["outcome"], row["error_type"], re.sub(r"[0-9]+", "#", message))
+            entry = found.setdefault(
+                group,
+                {
+                    **dict(zip(("suite", "setting", "mode", "model"), key, strict=True)),
+                    "outcome": row["outcome"],
+                    "error_type": row["error_type"],
+                    "message": message,
+                    "episodes": 0,
+                    "episode_id": row["episode_id"],
+                },
+            )
+            entry["episodes"] += 1
+    return list(found.values())
 
 
 def find_cell(summary: Summary, **wanted: str) -> Summary | None:

@@ -1,6 +1,7 @@
 """One trace as one row of the list: small, flat, and enough to filter and sort by.
 
-Failures stay apart from answers: the row of an errored trace has no reward, whatever its record says.
+Failures stay apart from answers: the row of an errored trace has no reward, whatever its record says, nor has
+that of an evaluation's trace whose prompt did not fit the window (by the rule of ``eval.rows.classify``).
 """
 
 from __future__ import annotations
@@ -39,13 +40,18 @@ def row(record: dict[str, Any], episode: dict[str, Any], file: PurePosixPath, ke
     data = mapping(record, "task", "data")
     cell = _cell(file)
     outcome = _outcome(record)
+    # Training does score an overflow, so only the rows of an evaluation leave its reward out.
+    unscored = ("error", "running", "overflow") if cell else ("error", "running")
     metrics = mapping(record, "metrics")
     root_in, root_out, sub_in, sub_out = _tokens(record, metrics)
     errors = [*records(record, "errors"), *records(episode, "errors")]
-    last_error = errors[-1] if errors and outcome in ("error", "timeout") else {}
+    if outcome == "overflow":
+        errors = errors or failed_calls(record)
+    last_error = errors[-1] if errors and outcome in ("error", "timeout", "overflow") else {}
     return {
         "key": key,
         "id": text(record, "id"),
+        "episode": text(episode, "id"),
         "file": str(file),
         "suite": cell.get("suite") or _suite(record, episode),
         "setting": cell.get("setting", ""),
@@ -55,7 +61,7 @@ def row(record: dict[str, Any], episode: dict[str, Any], file: PurePosixPath, ke
         "task": _task_name(data),
         "question": _head(question(record), QUESTION_CHARS),
         "answer": _head(reply(record), ANSWER_CHARS),
-        "reward": None if outcome in ("error", "running") else reward(record),
+        "reward": None if outcome in unscored else reward(record),
         "outcome": outcome,
         "stop": text(record, "info", "rlm", "stop_reason") or text(record, "stop_condition"),
         "error": _head(f"{text(last_error, 'type')}: {text(last_error, 'message')}", 200)
@@ -108,14 +114,22 @@ def reply(record: dict[str, Any]) -> str:
     return message_text(mapping(sampled[-1], "message").get("content")) if sampled else ""
 
 
+def failed_calls(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The errors of the model calls that got no reply, retried ones included, in order."""
+    return [call["error"] for call in records(record, "calls") if isinstance(call.get("error"), dict)]
+
+
 def _outcome(record: dict[str, Any]) -> str:
-    """``answered``, ``limit`` (ended by a budget, and scored), ``timeout``, ``error`` (not scored) or
-    ``running``."""
+    """``answered``, ``limit`` (ended by a budget, and scored), ``timeout``, ``overflow`` (the prompt did not
+    fit the window and there is no answer), ``error`` (not scored) or ``running``."""
     if record.get("is_timeout") is True:
         return "timeout"
     if record.get("ok") is not True:
         return "error" if record.get("errors") or record.get("is_completed") is True else "running"
     rlm_stop = text(record, "info", "rlm", "stop_reason")
+    if (text(record, "stop_condition") or rlm_stop) == "context_overflow":
+        scaffold = text(record, "info", "rlm", "scaffold") or "llm"
+        return "overflow" if scaffold == "llm" or not reply(record) else "limit"
     if rlm_stop:
         return "answered" if rlm_stop == "answer_ready" else "limit"
     return "limit" if text(record, "stop_condition") in TRUNCATING_STOPS else "answered"

@@ -122,7 +122,24 @@ def test_settings_are_merged_over_the_suite_and_sweeps_vary_one_key() -> None:
     assert [cell.num_tasks for cell in cells] == [3, 1, 3, 3, 3]
     assert [harness_of(cell).repl.call_seconds for cell in cells] == [120, 120, 5, 7.5, 120]
     assert all(harness_of(cell).repl.output_chars == 500 for cell in cells)
-    assert cells[2].varied["harness.repl.call_seconds"] == 5
+    # What is swept is labelled in every cell, also where it is left at its default, for the plots over it.
+    assert [cell.varied["harness.repl.call_seconds"] for cell in cells] == [120, 120, 5, 7.5, 120]
+    assert [cell.varied["taskset.content_type"] for cell in cells] == ["all", "all", "all", "all", "csv"]
+
+
+def test_a_swept_key_is_labelled_with_what_the_whole_evaluation_sets() -> None:
+    sweep = {"harness.repl.call_seconds": [300], "agent.timeout.rollout": [9.0]}
+    made = config(harness={"repl": {"call_seconds": 60}}, suites={"copy": {"sweep": sweep}}, modes=["llm"])
+    labels = [cell.varied["harness.repl.call_seconds"] for cell in expand(made)]
+    assert labels == [60, 300, 60]
+    assert [cell.varied["agent.timeout.rollout"] for cell in expand(made)] == [None, None, 9.0]
+
+
+def test_the_shipped_files_draw_math_at_120_300_and_600_seconds() -> None:
+    for name in ("offline.toml", "published.toml"):
+        cells = expand(parse(["@", str(CONFIGS / name), "--suites.math.taskset.split", "mini"]))
+        limits = {cell.varied["harness.repl.call_seconds"] for cell in cells if cell.suite == "math"}
+        assert limits == {120, 300, 600}
 
 
 def test_without_base_only_the_settings_run() -> None:

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 from verifiers.v1.episode import WireEpisode
+from verifiers.v1.trace import ModelCall
 
-from eval.rows import Outcome, append_row, classify, key_of, read_rows, rewrite_lines, row_of
+from eval.rows import Outcome, append_row, classify, key_of, printable, read_rows, rewrite_lines, row_of
 from tests.eval.synthetic import row
 
 IDENTITY = {
@@ -96,6 +97,24 @@ VLLM = "This model's maximum context length is 4096 tokens. However, your prompt
 )
 def test_outcomes(made: WireEpisode, expected: Outcome) -> None:
     assert classify(made)[0] is expected
+
+
+def test_an_overflow_says_what_the_endpoint_said() -> None:
+    """It ends an episode cleanly, so the error is that of the call alone."""
+    made = episode(stop="context_overflow", scaffold="llm", reply="")
+    for status, message in ((429, "slow down"), (400, VLLM)):
+        call = {"model": "m", "error": {"type": "ProviderError", "message": message, "status_code": status}}
+        made.traces[0].calls.append(ModelCall.model_validate(call))
+    found = row_of(made, identity=IDENTITY, settings={})
+    assert (found["outcome"], found["error_status"]) == ("context_overflow", 400)
+    assert found["error_message"] == VLLM
+
+
+def test_a_strangers_text_is_one_printable_line() -> None:
+    assert printable("a\x1b[31m\nb\u202e\x9b c\u2028d\x00") == "a [31m b c d"
+    assert printable("x" * 300) == "x" * 300
+    assert printable("x" * 301) == "x" * 299 + "\u2026"
+    assert printable("x" + " " * 5000 + "y") == "x\u2026"  # what is left out is told
 
 
 def test_only_a_completed_episode_has_a_reward() -> None:

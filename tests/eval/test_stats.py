@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from eval.stats import length_bin, mean_ci, paired_difference, spread
+from eval.stats import efficiency_ratio, length_bin, mean_ci, paired_difference, spread
 
 
 def test_mean_of_two_tasks_by_hand() -> None:
@@ -99,6 +99,44 @@ def test_a_constant_difference_has_a_sharp_interval_however_tasks_differ() -> No
 
 def test_nothing_in_common_is_no_difference() -> None:
     assert paired_difference({"a": [1.0]}, {"b": [1.0]}) is None
+
+
+def test_efficiency_by_hand() -> None:
+    # Common tasks 1 and 2. a: value 1, cost 100 a task; b: (1 + 0.5) for (20 + 30), episodes averaged first.
+    a = {"1": [(1.0, 100.0)], "2": [(1.0, 100.0)], "only-a": [(0.0, 1e6)]}
+    b = {"1": [(1.0, 10.0), (1.0, 30.0)], "2": [(0.5, 30.0)], "only-b": [(1.0, 1.0)]}
+    found = efficiency_ratio(a, b)
+    assert found is not None
+    assert found.ratio == pytest.approx((1.5 / 50) / (2 / 200))
+    assert found.tasks == 2
+    # Draws of two tasks: (1,1), (1,2), (2,2); their ratios are 5, 3 and 5/3.
+    assert (found.low, found.high) == (pytest.approx(5 / 3), pytest.approx(5.0))
+
+
+def test_efficiency_is_paired() -> None:
+    """b costs half of a on every task, however much tasks differ: the interval has no width."""
+    generator = random.Random(6)
+    a = {str(i): [(generator.random() + 0.1, generator.lognormvariate(5, 2))] for i in range(40)}
+    b = {task: [(value, cost / 2)] for task, [(value, cost)] in a.items()}
+    found = efficiency_ratio(a, b)
+    assert found is not None
+    assert (found.ratio, found.low, found.high) == (pytest.approx(2), pytest.approx(2), pytest.approx(2))
+
+
+def test_efficiency_may_be_unbounded_and_may_not_exist() -> None:
+    a = {"1": [(1.0, 10.0)], **{str(i): [(0.0, 10.0)] for i in range(2, 6)}}
+    b = {str(i): [(1.0, 10.0)] for i in range(1, 6)}
+    found = efficiency_ratio(a, b)
+    assert found is not None
+    assert found.ratio == pytest.approx(5)
+    assert found.low is not None
+    assert 1 < found.low < 5
+    assert found.high == math.inf  # a third of the resamples has no value in a
+    assert efficiency_ratio({"1": [(0.0, 10.0)]}, b) is None
+    assert efficiency_ratio({"9": [(1.0, 10.0)]}, b) is None
+    one = efficiency_ratio({"1": [(1.0, 10.0)]}, b)
+    assert one is not None
+    assert (one.ratio, one.low, one.high) == (1.0, None, None)
 
 
 def test_spread_by_hand() -> None:

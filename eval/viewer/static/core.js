@@ -98,6 +98,7 @@ const View = {};
     answered: ["●", "answered", "good"],
     limit: ["◐", "ended by a limit", "warn"],
     timeout: ["◷", "timed out", "warn"],
+    overflow: ["⊘", "prompt beyond the window", "bad"],
     error: ["✕", "failed, not scored", "bad"],
     running: ["○", "not finished", ""],
   };

@@ -4,6 +4,7 @@
 (() => {
   const MOST_CELLS = 4e6;
   const CONTEXT = 3;
+  const MOST_LINES = 2000; // shown of one change; more would be more elements than a browser lays out
 
   // [["=" | "-" | "+", item], ...] that turns list a into list b.
   View.diffLists = (a, b) => {
@@ -90,8 +91,14 @@
     const come = steps.filter(([kind]) => kind === "+").map((step) => step[1]);
     const pairs = Math.min(gone.length, come.length, 200);
     const within = Array.from({ length: pairs }, (_, i) => words(gone[i], come[i]));
-    gone.forEach((text, i) => node.append(line("gone", "−", long(within[i] ? within[i].gone : text))));
-    come.forEach((text, i) => node.append(line("come", "+", long(within[i] ? within[i].come : text))));
+    side(node, "gone", "−", gone, within);
+    side(node, "come", "+", come, within);
+  }
+
+  function side(node, kind, mark, texts, within) {
+    texts.slice(0, MOST_LINES).forEach((text, i) => node.append(line(kind, mark, long(within[i] ? within[i][kind] : text))));
+    const rest = texts.slice(MOST_LINES);
+    if (rest.length) node.append(line(kind, mark, View.fold(View.plural(rest.length, "more line"), () => View.longText(rest.join("\n")))));
   }
 
   const long = (content) => (typeof content === "string" && content.length > 6000 ? View.longText(content) : content);
@@ -101,7 +108,7 @@
     const steps = View.diffLists(wordsOf(before), wordsOf(after));
     const kept = steps.filter(([kind]) => kind === "=").reduce((sum, [, text]) => sum + text.trim().length, 0);
     if (kept * 3 < Math.max(before.length, after.length)) return null; // another line altogether
-    const side = (own) => steps.filter(([kind]) => kind === "=" || kind === own).map(([kind, text]) => (kind === "=" ? text : View.el("mark", "", text)));
-    return { gone: side("-"), come: side("+") };
+    const shown = (own) => steps.filter(([kind]) => kind === "=" || kind === own).map(([kind, text]) => (kind === "=" ? text : View.el("mark", "", text)));
+    return { gone: shown("-"), come: shown("+") };
   }
 })();

@@ -155,6 +155,18 @@
     );
   }
 
+  // Calls that got no reply are no message, so no conversation shows them.
+  function failedCalls(doc) {
+    const lost = doc.calls.filter((call) => call.error && call.node === null);
+    if (!lost.length) return null;
+    const one = (call) => View.problem({ ...call.error, type: (call.request_id ? call.request_id + ": " : "") + (call.error.type || "error") });
+    // With no error of the episode's own, the last of them is what ended it.
+    if (doc.row.outcome === "overflow" && !doc.errors.length) return [one(lost[lost.length - 1]), more(lost.slice(0, -1), one)];
+    return more(lost, one);
+  }
+
+  const more = (calls, one) => (calls.length ? View.fold(View.plural(calls.length, "model call") + " without a reply", () => el("div", "", calls.map(one)), { kind: "quiet" }) : null);
+
   // --- the head -------------------------------------------------------------------------------------
   const REFERENCES = ["answer", "reference", "reference_answer", "target", "gold", "solution", "expected", "text"];
 
@@ -230,6 +242,7 @@
           "div",
           "left",
           doc.errors.map(View.problem),
+          failedCalls(doc),
           doc.rlm?.newer ? el("p", "problem", `info["rlm"] has version ${doc.rlm.newer}, newer than this viewer: some of it may be missing here.`) : null,
           question(doc),
           answers(doc),

@@ -63,7 +63,7 @@
   const haystacks = new WeakMap();
   function haystack(row) {
     if (!haystacks.has(row)) {
-      const parts = [row.id, row.file, row.suite, row.setting, row.mode, row.model, row.task, row.question, row.answer, row.error, row.stop];
+      const parts = [row.id, row.episode, row.file, row.suite, row.setting, row.mode, row.model, row.task, row.question, row.answer, row.error, row.stop];
       haystacks.set(row, parts.join("\n").toLowerCase());
     }
     return haystacks.get(row);

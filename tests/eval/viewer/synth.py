@@ -447,6 +447,22 @@ def chat(
     return made.finish(reward=reward, stop=stop, error=error)
 
 
+def overflow(seed: int | str, *, scaffold: str = "llm", reply: str = "") -> dict[str, Any]:
+    """An episode that the first prompt ended: scored 0 by its suite, with no message and one refused call."""
+    record = chat(seed, reward=0.0, stop="context_overflow", error=("", ""))
+    message = "upstream 400: This model's maximum context length is 65536 tokens, your prompt has 65616"
+    record |= {"ok": True, "errors": [], "nodes": [], "root_reply": reply}
+    record["info"]["rlm"] = {"version": 1, "scaffold": scaffold, "stop_reason": "context_overflow"}
+    record["calls"] = [
+        {
+            "model": "gpt-5-mini",
+            "error": {"type": "ProviderError", "message": message, "status_code": 400},
+            "acp": {"request_id": "root.0"},
+        }
+    ]
+    return record
+
+
 def write(path: Path, records: list[dict[str, Any]]) -> Path:
     """Append ``records`` to ``path`` as JSON lines."""
     path.parent.mkdir(parents=True, exist_ok=True)

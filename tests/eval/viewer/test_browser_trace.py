@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.eval.viewer import synth
-from tests.eval.viewer.pages import HOSTILE, one, opened, served
+from tests.eval.viewer.pages import HOSTILE, ROWS, one, opened, served
 
 pytestmark = pytest.mark.browser
 
@@ -87,6 +87,47 @@ def test_failures_stand_first(browser, tmp_path):
         assert page.texts(".left > .problem b")[0] == "ProviderError"
         assert page.js("document.querySelector('.left').firstElementChild.className") == "problem"
         assert page.texts(".reward b") == ["–"]
+
+
+def test_what_the_endpoint_said_to_a_prompt_beyond_the_window(browser, tmp_path):
+    made = synth.as_episode(synth.overflow(1))
+    others = [synth.as_episode(synth.chat(n, reward=1.0)) for n in (2, 3)]
+    synth.write(tmp_path / "cells" / "oolong__default__llm__m" / "traces.jsonl", [*others, made])
+    with served(browser, tmp_path) as (page, index):
+        page.wait("document.querySelector('#search')")
+        page.js("document.querySelector('#search').focus()")
+        page.type(made["id"])  # as the report names an episode
+        page.wait(f"document.querySelectorAll('{ROWS}').length === 1")
+        opened(page, index, outcome="overflow")
+        assert page.texts(".left > .problem b") == ["root.0: ProviderError (HTTP 400)"]
+        assert "maximum context length is 65536" in page.texts(".left > .problem")[0]
+        assert page.texts(".episode-head .chip.bad") == ["⊘ prompt beyond the window"]
+        assert page.texts(".reward b") == ["–"]
+
+
+def test_calls_that_were_retried_are_folded_away(browser, tmp_path):
+    record = synth.chat(1, reward=1.0)
+    lost = synth.overflow(1)["calls"][0]
+    record["calls"] = [lost, lost, *record["calls"]]
+    with served(browser, one(tmp_path, record)) as (page, index):
+        opened(page, index)
+        assert page.texts(".left > .problem") == []
+        assert page.texts(".left > .fold > summary") == ["2 model calls without a reply"]
+        page.click(".left > .fold > summary")
+        page.wait("document.querySelectorAll('.left > .fold .problem').length === 2")
+
+
+def test_an_answer_of_a_hundred_thousand_lines_is_not_as_many_elements(browser, tmp_path):
+    made = synth.Builder(1, prompt="Count.")
+    content = "\n".join(map(str, range(100_000)))
+    made.rlm_turn(synth.fenced("x"), [synth.block("x", "")], answer=(content, True))
+    with served(browser, one(tmp_path, made.finish(reward=0.0))) as (page, index):
+        opened(page, index)
+        page.key("e")
+        page.wait("document.querySelector('.answer .diff-line')")
+        assert page.texts(".answer > summary .come") == ["+100000 "]
+        assert page.texts(".answer .diff-line summary") == ["98,000 more lines"]
+        assert page.js("document.querySelectorAll('*').length") < 10_000
 
 
 def test_an_observation_of_two_megabytes(browser, tmp_path):

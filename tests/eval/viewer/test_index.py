@@ -254,6 +254,25 @@ def test_outcomes_keep_failures_apart_from_answers(tmp_path, change, outcome, re
     assert (row["outcome"], row["reward"]) == (outcome, reward)
 
 
+CELL = "cells/oolong__default__llm__m"
+
+
+@pytest.mark.parametrize(
+    ("folder", "record", "outcome", "reward"),
+    [
+        (CELL, synth.overflow(1), "overflow", None),
+        (CELL, synth.overflow(1, scaffold="rlm"), "overflow", None),
+        # An RLM that had written an answer met a limit like any other, as in eval.rows.classify.
+        (CELL, synth.overflow(1, scaffold="rlm", reply="7"), "limit", 0.0),
+        ("rollouts", synth.overflow(1), "overflow", 0.0),  # training counts it
+    ],
+)
+def test_a_prompt_beyond_the_window_is_no_zero_of_an_evaluation(tmp_path, folder, record, outcome, reward):
+    row = row_of(tmp_path, record, f"{folder}/traces.jsonl")
+    assert (row["outcome"], row["reward"]) == (outcome, reward)
+    assert ("maximum context length is 65536" in row["error"]) is (outcome == "overflow")
+
+
 def test_rewards_are_weighted_as_verifiers_does(tmp_path):
     record = synth.chat(1)
     record["rewards"] = {"a": {"score": 0.5, "weight": 2.0}, "b": {"score": 1.0, "weight": 0.0}, "c": None}
