@@ -55,6 +55,7 @@ class DeepDiveToolset(vf.Toolset[ToolServerConfig, DeepDiveState]):
         cache: DiskCache | None = None
         engine: SearchEngine
         fetch: FetchBytes
+        refuse_hosts: tuple[str, ...] = ()
         if config.backend == "mini":
             from deepdive.mini.corpus import Corpus
 
@@ -69,12 +70,22 @@ class DeepDiveToolset(vf.Toolset[ToolServerConfig, DeepDiveState]):
             )
             fetcher = Fetcher(config.fetch)
             self._exit_stack.push_async_callback(fetcher.aclose)
-            fetch, space = fetcher.fetch, f"web {sorted(config.fetch.allow_networks)}"
+            refuse_hosts = tuple(sorted(config.fetch.refuse_hosts))
+            reader = config.reader
+            rules = [
+                sorted(config.fetch.allow_networks),
+                refuse_hosts,
+                reader.max_chars,
+                reader.max_pdf_pages,
+            ]
+            fetch, space = fetcher.fetch, f"web {rules}"
             if config.cache:
                 cache = DiskCache(config.cache_dir or default_cache_dir(), config.cache_days)
                 await asyncio.to_thread(cache.prune)
         self._exit_stack.push_async_callback(engine.aclose)
-        limits = ToolLimits(config.result_chars, config.search.max_queries, config.search.max_results)
+        limits = ToolLimits(
+            config.result_chars, config.search.max_queries, config.search.max_results, refuse_hosts
+        )
         self.tools = WebTools(engine, PageStore(fetch, readers, cache, space), readers, cache, limits)
 
     def register(self, mcp: Any) -> None:

@@ -51,6 +51,9 @@ class Site:
         """Redirects to the query's `url`."""
         raise web.HTTPFound(request.query["url"])
 
+    async def _secret_way(self, request: web.Request) -> web.Response:
+        raise web.HTTPFound("http://www.answers.example/all")
+
     async def _around(self, request: web.Request) -> web.Response:
         raise web.HTTPFound("/around")
 
@@ -89,9 +92,12 @@ class Site:
             "deflate": zlib.compress(raw),
             "raw": stream.compress(raw) + stream.flush(),
             "damaged": gzip.compress(raw)[:40] + b"\xff" * 40,
+            "members": gzip.compress(raw[:500]) + gzip.compress(raw[500:]) + b"\0 padding",
+            "cut-member": gzip.compress(raw[:500]) + gzip.compress(raw[500:])[:-20],
+            "confetti": gzip.compress(b"") * 100_000,
             "br": b"\x1b\x00\x00",
         }[kind]
-        encoding = {"raw": "deflate", "damaged": "gzip"}.get(kind, kind)
+        encoding = {"raw": "deflate", "deflate": "deflate", "br": "br"}.get(kind, "gzip")
         return web.Response(body=body, headers={"Content-Encoding": encoding, "Content-Type": "text/html"})
 
     async def _silent(self, request: web.Request) -> web.Response:
@@ -145,6 +151,10 @@ RAW: dict[str, tuple[bytes, str]] = {
     "unknown-charset": (page(UMLAUT).encode(), "text/html; charset=klingon"),
     "no-type": (page(UMLAUT).encode(), ""),
     "json": (b'{"ships": ["Calliope", "Undine"]}', "application/json"),
+    "spaces": (
+        "Mr.\u00a0Smith\u2009has 10\u202f000\u3000km,\u200b\x07 no\u2028more\x0cthan\rthat\r\n".encode(),
+        "text/plain; charset=utf-8",
+    ),
     "plain": (b"first line\r\nsecond line\r\n", "text/plain"),
     "png": (b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 4, "image/png"),
     "zip-as-html": (b"PK\x03\x04\x00\x00\x00" + bytes(200), "text/html"),

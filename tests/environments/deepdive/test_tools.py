@@ -82,6 +82,22 @@ async def test_searches_are_cached(kit: Kit) -> None:
     assert kit.report.cache_hits == 1
 
 
+async def test_results_of_refused_hosts_are_not_shown(kit: Kit) -> None:
+    """From the cache neither: they are left out whenever a result is shown."""
+    await kit.tools.search_web("answers", 3, kit.report)
+    limits = ToolLimits(LIMIT, 10, 20, refuse_hosts=("a.example",))
+    careful = WebTools(kit.engine, kit.tools._pages, kit.tools._readers, kit.tools._cache, limits)
+    assert await careful.search_web("answers", 3, kit.report) == (
+        "Results for 'answers': none. Try other or fewer words."
+    )
+    assert kit.engine.asked == [("answers", 3)]
+
+
+async def test_half_a_character_in_a_query_is_replaced(kit: Kit) -> None:
+    await kit.tools.search_web("Undine \ud83d", 1, kit.report)
+    assert kit.engine.asked == [("Undine ?", 1)]
+
+
 async def test_one_failed_query_leaves_the_others(kit: Kit) -> None:
     text = await kit.tools.search_web(["broken", "fine"], 1, kit.report)
     assert "Results for 'broken': the search failed: the search engine failed: HTTP 500" in text

@@ -12,6 +12,7 @@ FailureKind = Literal[
     "bad_arguments",
     "bad_url",
     "refused_address",
+    "refused_site",
     "dns",
     "connect",
     "timeout",

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from time import time
+from urllib.parse import unquote
 
 import httpcore
 import httpx
@@ -26,6 +29,8 @@ from deepdive.web.net import AddressPolicy, GuardedBackend
 REDIRECTS = {301, 302, 303, 307, 308}
 TRANSIENT = {408, 425, 429, 500, 502, 503, 504, 520, 522, 524}
 MAX_URL = 4096
+_MAX_MEMBERS = 64
+"""Of a gzip body; each costs a copy of what follows it."""
 
 
 class FetchConfig(BaseConfig):
@@ -50,6 +55,11 @@ class FetchConfig(BaseConfig):
     allow_networks: list[str] = Field(default_factory=list)
     """Networks (CIDR) that may be fetched although they are not public, e.g. an intranet's. Off by default:
     a page may name any address, and so may the model."""
+    refuse_hosts: list[str] = Field(
+        default_factory=lambda: ["huggingface.co", "hf.co", "hf-mirror.com", "modelscope.cn", "modelscope.ai"]
+    )
+    """Hosts, subdomains included, that are not opened and not shown in search results, nor any URL that names
+    one (archives, proxies): there the questions can be read with their answers. `[]` opens all."""
 
 
 @dataclass(frozen=True)
@@ -98,19 +108,47 @@ def inflate(body: bytes, encoding: str, limit: int) -> bytes:
             "encoding", f"the page is compressed in a way that cannot be read ({encoding[:40]})"
         )
     for index, bits in enumerate(wbits):
-        stream = zlib.decompressobj(bits)
         try:
-            data = stream.decompress(body, limit + 1)
+            data, whole = _inflate_members(body, bits, limit + 1)
         except zlib.error:
             if index + 1 < len(wbits):
                 continue
             raise ToolFailure("encoding", "the page's compressed data is damaged") from None
         if len(data) > limit:
             raise ToolFailure("too_large", f"the page is larger than {limit:,} bytes when decompressed")
-        if not stream.eof:
+        if not whole:
             raise ToolFailure("encoding", "the page's compressed data is incomplete", retry=True)
         return data
     raise AssertionError("unreachable")
+
+
+def _inflate_members(body: bytes, wbits: int, limit: int) -> tuple[bytes, bool]:
+    """(at most `limit` bytes of a body's compressed members, one after another; whether they were whole).
+
+    A gzip body may have several (RFC 1952). What follows the last and is none is left out, as browsers do.
+    Raises zlib.error for a damaged one.
+    """
+    parts, size, rest = [], 0, body
+    for _ in range(_MAX_MEMBERS):
+        stream = zlib.decompressobj(wbits)
+        parts.append(stream.decompress(rest, limit - size))
+        size += len(parts[-1])
+        rest = stream.unused_data
+        if not stream.eof or size >= limit or not rest.startswith(b"\x1f\x8b"):
+            return b"".join(parts), stream.eof
+    return b"".join(parts), False
+
+
+def refused_host(url: str, hosts: Sequence[str]) -> str | None:
+    """The one of `hosts` that a URL leads to or names anywhere, as those of archives, proxies and translators
+    do; None without one. `example.org` stands for its subdomains too."""
+    text = unquote(unquote(url)).casefold()
+    for host in hosts:
+        name = re.escape(host.casefold().strip("."))
+        dashed = name.replace(r"\.", "-")  # huggingface-co.translate.goog
+        if re.search(rf"(?<![\w-])({name}(?![\w-]|\.\w)|{dashed}(?![\w-]))", text):
+            return host
+    return None
 
 
 class Fetcher:
@@ -137,6 +175,9 @@ class Fetcher:
         try:
             async with asyncio.timeout(config.page_seconds):
                 for _ in range(config.max_redirects + 1):
+                    if refused := refused_host(url, config.refuse_hosts):
+                        text = f"pages of {refused} cannot be opened with these tools; try another source"
+                        raise ToolFailure("refused_site", text)
                     answer = await self._patiently(url)
                     if isinstance(answer, Fetched):
                         return answer
@@ -234,7 +275,7 @@ class Fetcher:
         limit = self.config.max_bytes
         too_large = ToolFailure("too_large", f"the page is larger than {limit:,} bytes")
         length = fields.get("content-length", "")
-        if length.isdigit() and int(length) > limit:
+        if length.isdecimal() and int(length[:20]) > limit:
             raise too_large
         parts: list[bytes] = []
         size = 0
@@ -255,9 +296,9 @@ class _Again(Exception):
 
 def _retry_after(text: str) -> float:
     """Seconds of a Retry-After header, either form; 0 when it says nothing usable."""
-    if text.strip().isdigit():
+    if text.strip().isdecimal():
         return float(text)
     try:
         return max(0.0, parsedate_to_datetime(text).timestamp() - time())
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return 0.0

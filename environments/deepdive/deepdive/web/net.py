@@ -22,6 +22,15 @@ IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _V4_COMPATIBLE = ipaddress.IPv6Network("::/96")
+_NOT_PUBLIC = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        # What only newer versions of Python know to be special (IANA registries, RFC 6890 and later).
+        *("192.0.0.0/24", "192.88.99.0/24", "3fff::/20", "5f00::/16"),
+        # Azure's host agent and metadata, at an address that looks public.
+        "168.63.129.16/32",
+    )
+)
 
 
 def embedded_ipv4(address: IPAddress) -> list[ipaddress.IPv4Address]:
@@ -43,6 +52,8 @@ def is_public(address: IPAddress) -> bool:
     inner = embedded_ipv4(address)
     if inner:
         return all(is_public(item) for item in inner)
+    if any(address.version == net.version and address in net for net in _NOT_PUBLIC):
+        return False
     return address.is_global and not address.is_multicast and not address.is_reserved
 
 

@@ -18,10 +18,13 @@ from deepdive.web.fetch import Fetched, normalise_url
 from deepdive.web.readers import Readers
 
 LINE_WIDTH = 400
-TEXT_VERSION = 1
+TEXT_VERSION = 2
 """Part of every cache key: raise it when the same bytes would give another text."""
 _MEMORY_PAGES = 64
 _RANGE = re.compile(r"\s*(?:lines?\s*)?(\d+)\s*(?:(?:-|–|:|to|\.\.)\s*(\d+))?\s*", re.IGNORECASE)
+_MAX_RANGES = 500
+_MAX_RANGE_CHARS = 60
+"""Of one range. All episodes share the process that reads them: nothing long is matched."""
 
 FetchBytes = Callable[[str], Awaitable[Fetched]]
 
@@ -95,11 +98,13 @@ def parse_ranges(ranges: str | int | Sequence[Any], last: int) -> list[tuple[int
         if isinstance(ranges, str)
         else (list(ranges) if isinstance(ranges, Sequence) else [ranges])
     )
+    if len(pieces) > _MAX_RANGES or sum(len(piece) for piece in pieces if isinstance(piece, str)) > 10_000:
+        raise ToolFailure("bad_arguments", f"too many line ranges; give at most {_MAX_RANGES} a call")
     found: list[tuple[int, int]] = []
     for piece in pieces:
         if isinstance(piece, str):
             for part in re.split(r"[,;]", piece.strip("[]() ")):
-                match = _RANGE.fullmatch(part)
+                match = _RANGE.fullmatch(part) if len(part) <= _MAX_RANGE_CHARS else None
                 if match is None:
                     raise ToolFailure(
                         "bad_arguments", f"not a line range: {part.strip()[:60]!r}; write '10-25, 40'"
@@ -131,7 +136,8 @@ class PageStore:
         self._fetch = fetch
         self._readers = readers
         self._cache = cache
-        # Pages fetched under other rules (a network allowed, a corpus) are not handed to those without.
+        # `space` names the rules: pages fetched under others (a network allowed, a corpus, a longer limit)
+        # are not handed to those without.
         self._space = f"{TEXT_VERSION} {space}"
         self._memory: OrderedDict[str, Page] = OrderedDict()
 

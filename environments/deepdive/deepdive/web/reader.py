@@ -188,6 +188,15 @@ def read_pdf(body: bytes, max_pages: int) -> tuple[str, str, int]:
     return title, text, count
 
 
+def clean(text: str) -> str:
+    """`text` with one kind of line break and one kind of blank, without characters that show nothing.
+
+    A no-break or thin space stands between words as any other does: left out, it would join them.
+    """
+    lines = "\n".join(text.splitlines()) + ("\n" if text.endswith(("\n", "\r")) else "")
+    return "".join(c if c.isprintable() or c in "\n\t" else " " if c.isspace() else "" for c in lines)
+
+
 def page(request: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
     if not body.strip():
         raise Problem("empty_page", "the page is empty")
@@ -199,14 +208,17 @@ def page(request: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
         title, text = read_html(body, charset, request["url"])
     else:
         text = decode(body, charset)
-    text = "".join(
-        c for c in text.replace("\r\n", "\n").replace("\r", "\n") if c in "\n\t" or c.isprintable()
-    )
+    text = clean(text)
     if not text.strip():
         raise Problem("empty_page", "the page holds no text (it may need a browser to show any)")
     cut = max(0, len(text) - request["max_chars"])
     text = text[: request["max_chars"]]
-    return {"kind": kind, "title": title[:300], "pages": pages, "cut": cut}, text.encode("utf-8", "replace")
+    return {
+        "kind": kind,
+        "title": " ".join(clean(title).split())[:300],
+        "pages": pages,
+        "cut": cut,
+    }, text.encode("utf-8", "replace")
 
 
 def scan(request: dict[str, Any], payload: bytes) -> tuple[dict[str, Any], bytes]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from deepdive.web.cache import DiskCache
 from deepdive.web.errors import ToolFailure
+from deepdive.web.fetch import refused_host
 from deepdive.web.pages import Page, PageStore, parse_ranges
 from deepdive.web.readers import Readers
 from deepdive.web.search import SearchEngine, from_json, render, to_json
@@ -45,6 +46,8 @@ class ToolLimits:
     result_chars: int
     max_queries: int
     max_results: int
+    refuse_hosts: tuple[str, ...] = ()
+    """Hosts whose pages are not shown in search results; the fetcher does not open them either."""
 
 
 class WebTools:
@@ -102,7 +105,8 @@ class WebTools:
         else:
             key = json.dumps([self._engine.name, count, query])
             entry, hit = await self._cache.fetch("searches", key, produce)
-        return render(query, from_json(entry)), hit
+        hits = [item for item in from_json(entry) if not refused_host(item.url, self._limits.refuse_hosts)]
+        return render(query, hits), hit
 
     async def scan_page(self, url: str, pattern: str, report: CallReport) -> str:
         """Metadata, and the lines that match `pattern` (a regular expression, case ignored); without a
@@ -165,7 +169,9 @@ class WebTools:
 def _queries(queries: Sequence[str] | str) -> list[str]:
     """The queries without blanks and repetitions. Raises ToolFailure when none is left."""
     listed = [queries] if isinstance(queries, str) else list(queries)
-    wanted = list(dict.fromkeys(" ".join(str(query).split()) for query in listed if str(query).strip()))
+    # JSON can hold half a character (a lone surrogate), which no search engine takes.
+    texts = [str(query).encode(errors="replace").decode() for query in listed]
+    wanted = list(dict.fromkeys(" ".join(text.split()) for text in texts if text.strip()))
     if not wanted:
         raise ToolFailure("bad_arguments", "give at least one query")
     if any(len(query) > MAX_QUERY for query in wanted):
