@@ -5,11 +5,17 @@ The idea: from outside an RLM is a language model. A request's messages are the 
 ``usage`` is what the client would pay for: the tokens of the root and of all sub-LLMs; the field ``rlm`` of
 the response has the split, the stop reason and the metrics.
 
-Not covered: tools of the client, several choices, images, streaming (answered 400).
+With ``stream`` the reply still comes whole, since an RLM mends its answer until it declares it ready; until
+then the stream has a comment now and then, which keeps proxies from closing it. A client that hangs up ends
+its episode.
+
+Not covered: tools of the client, several choices, images (answered 400).
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
 import time
 import uuid
 from typing import Any
@@ -20,7 +26,10 @@ from pydantic import TypeAdapter, ValidationError
 from verifiers.v1.agent import Agent
 
 _MESSAGES: TypeAdapter[list] = TypeAdapter(vf.Messages)
-_REFUSED = ("tools", "functions", "stream", "response_format")
+_REFUSED = ("tools", "functions", "response_format")
+
+HEARTBEAT_SECONDS = 10.0
+"""Between two comments of a stream whose episode is running."""
 
 
 class ServedState(vf.State):
@@ -40,8 +49,12 @@ def _error(status: int, message: str, kind: str = "invalid_request_error") -> we
     return web.json_response({"error": {"message": message, "type": kind, "code": status}}, status=status)
 
 
-def make_app(agent: Agent, model_name: str, *, max_body_mb: int = 256) -> web.Application:
-    """The web application; ``agent`` must be entered. ``model_name`` is what clients ask for."""
+def make_app(
+    agent: Agent, model_name: str, *, max_body_mb: int = 256, max_concurrent: int = 32
+) -> web.Application:
+    """The web application; ``agent`` must be entered. ``model_name`` is what clients ask for. Run it with
+    ``handler_cancellation=True``, so that an episode ends with its client."""
+    slots = asyncio.Semaphore(max_concurrent)
 
     async def models(_: web.Request) -> web.Response:
         entry = {"id": model_name, "object": "model", "created": 0, "owned_by": "rlm-env"}
@@ -50,7 +63,11 @@ def make_app(agent: Agent, model_name: str, *, max_body_mb: int = 256) -> web.Ap
     async def health(_: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
 
-    async def chat(request: web.Request) -> web.Response:
+    async def play(task: ServedTask) -> vf.Trace:
+        async with slots:
+            return await agent.run(task)
+
+    async def chat(request: web.Request) -> web.StreamResponse:
         try:
             body = await request.json()
         except ValueError:
@@ -61,7 +78,7 @@ def make_app(agent: Agent, model_name: str, *, max_body_mb: int = 256) -> web.Ap
             return _error(404, f"the model is {model_name!r}, not {body.get('model')!r}", "model_not_found")
         for name in _REFUSED:
             if body.get(name):
-                return _error(400, f"{name!r} is not supported: an RLM answers with text, whole")
+                return _error(400, f"{name!r} is not supported: an RLM answers with text")
         if body.get("n") not in (None, 1):
             return _error(400, "'n' must be 1")
         try:
@@ -72,11 +89,13 @@ def make_app(agent: Agent, model_name: str, *, max_body_mb: int = 256) -> web.Ap
             return _error(400, "the last message must be the user's")
         task = ServedTask(vf.TaskData(prompt=messages))
         task.context = body.get("context")
-        trace = await agent.run(task)
+        if body.get("stream"):
+            options = body.get("stream_options")
+            usage = isinstance(options, dict) and bool(options.get("include_usage"))
+            return await _stream(request, asyncio.create_task(play(task)), model_name, usage)
+        trace = await play(task)
         if not trace.ok:
-            failure = trace.last_error
-            message = f"{failure.type}: {failure.message}" if failure else "the episode failed"
-            return _error(502, message, "upstream")
+            return _error(502, _failure(trace), "upstream")
         return web.json_response(completion(trace, model_name))
 
     app = web.Application(client_max_size=max_body_mb * 2**20)
@@ -84,6 +103,45 @@ def make_app(agent: Agent, model_name: str, *, max_body_mb: int = 256) -> web.Ap
     app.router.add_get("/health", health)
     app.router.add_post("/v1/chat/completions", chat)
     return app
+
+
+def _failure(trace: vf.Trace) -> str:
+    error = trace.last_error
+    return f"{error.type}: {error.message}" if error else "the episode failed"
+
+
+async def _stream(
+    request: web.Request, episode: asyncio.Task[vf.Trace], model_name: str, usage: bool
+) -> web.StreamResponse:
+    """The reply of ``episode`` as server-sent events; cancels the episode when the client is gone."""
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
+    try:
+        await response.prepare(request)
+        while not (await asyncio.wait({episode}, timeout=HEARTBEAT_SECONDS))[0]:
+            await response.write(b": the episode is running\n\n")
+        trace = episode.result()
+        if not trace.ok:
+            await _event(response, {"error": {"message": _failure(trace), "type": "upstream", "code": 502}})
+            return response
+        whole = completion(trace, model_name)
+        (choice,) = whole["choices"]
+        chunk = {key: whole[key] for key in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
+        for delta, finish in ((choice["message"], None), ({}, choice["finish_reason"])):
+            await _event(
+                response, chunk | {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
+            )
+        if usage:
+            await _event(response, chunk | {"choices": [], "usage": whole["usage"], "rlm": whole["rlm"]})
+        await response.write(b"data: [DONE]\n\n")
+        return response
+    finally:
+        if not episode.done():
+            episode.cancel()
+            await asyncio.wait({episode})
+
+
+async def _event(response: web.StreamResponse, data: dict[str, Any]) -> None:
+    await response.write(f"data: {json.dumps(data)}\n\n".encode())
 
 
 def completion(trace: vf.Trace, model_name: str) -> dict[str, Any]:

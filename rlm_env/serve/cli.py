@@ -39,6 +39,8 @@ class ServeConfig(BaseConfig):
     """Address to listen on. Model-written code runs behind this endpoint: think before opening it."""
     port: int = Field(8100, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
+    max_concurrent: int = Field(32, ge=1)
+    """Episodes in flight, each with a REPL process; further requests wait."""
 
 
 async def serve(config: ServeConfig) -> None:
@@ -52,7 +54,9 @@ async def serve(config: ServeConfig) -> None:
     )
     name = config.served_name or f"rlm-{config.model}"
     async with Agent(agent_config) as agent:
-        runner = web.AppRunner(make_app(agent, name))
+        runner = web.AppRunner(
+            make_app(agent, name, max_concurrent=config.max_concurrent), handler_cancellation=True
+        )
         await runner.setup()
         try:
             site = web.TCPSite(runner, config.host, config.port)
