@@ -25,6 +25,7 @@ import pytest
 
 from tests.fakes import FakeModelServer
 from tests.fakes.wire import MODEL, Reply
+from tests.processes import gone
 from training.config import TrainConfig
 from training.rollout_link import ChildError
 from training.rollout_loop import RolloutLoop
@@ -418,19 +419,6 @@ def test_a_failing_health_check_ends_the_wait_for_rows(tiny_tokenizer, make_conf
 
 
 # ---- the real process
-
-
-def gone(pid, seconds):
-    """Whether the process ends (or is a zombie) within `seconds`."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-                return True
-        except psutil.NoSuchProcess:
-            return True
-        time.sleep(0.1)
-    return False
 
 
 def test_the_process_makes_rows_and_stops(server, make_config):

@@ -6,13 +6,13 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 from pydantic import ValidationError
 
+from tests.processes import gone
 from training.server import VLLMConfig, VLLMServer, VLLMServerError, command_line, environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -88,16 +88,6 @@ def descendant(server: VLLMServer) -> int:
     """Process id of the stand-in's child."""
     lines = [line for line in server.log_file.read_text().splitlines() if line.startswith("descendant")]
     return int(lines[-1].split()[1])
-
-
-def gone(pid: int, seconds: float = 10.0) -> bool:
-    """Whether the process ends in time; one that nobody has waited for yet counts as ended."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            return True
-        time.sleep(0.02)
-    return False
 
 
 class TestLife:

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.processes import left_alive
 from training.callbacks import complete_checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -55,21 +56,6 @@ def stop(process):
     except ProcessLookupError:
         pass
     process.wait()
-
-
-def left_alive(processes, seconds=5.0):
-    """Those that are still there after `seconds`, which the kernel may need to take down a killed one."""
-
-    def alive(process):
-        try:
-            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
-
-    deadline = time.monotonic() + seconds
-    while (left := [p for p in processes if alive(p)]) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return left
 
 
 @pytest.mark.vllm
