@@ -3,3 +3,8 @@
 `training.train` is what `accelerate launch` runs. Importing this package, or the modules that hold config
 classes, imports neither torch nor TRL, so that config files can be read and checked without them.
 """
+
+import os
+
+# TRL warns at every import of its experimental trainer; its version is pinned in `training.trl_seams`.
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")

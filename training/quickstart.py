@@ -34,7 +34,6 @@ if __name__ == "__main__":
     # wants a core: imitation was seven times slower with two spinning threads than with one.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Of the lines on the console every one should be about the run.
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 from pydantic import Field

@@ -19,14 +19,11 @@ What `PolicyTrainer` changes, and why:
 import importlib
 import inspect
 import logging
-import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
-
-os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # TRL warns at import; its version is pinned below
 
 import torch
 import trl
