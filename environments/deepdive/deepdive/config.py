@@ -39,8 +39,11 @@ class ToolsConfig(vf.SharedToolsetConfig):
     """The tool server: one process for all episodes of a run (`runtime`, `url`: see verifiers)."""
 
     search: SearchConfig = SearchConfig()
+    """The search engine; of the mini split only `max_queries` and `max_results`."""
     fetch: FetchConfig = FetchConfig()
+    """How pages are fetched from the web, and which are not."""
     reader: ReaderConfig = ReaderConfig()
+    """The processes that turn pages into text and match patterns."""
     result_chars: int = Field(20_000, ge=1000)
     """Longest result of a tool, in characters; what is cut is told."""
     cache: bool = True
@@ -56,7 +59,9 @@ class ToolServerConfig(ToolsConfig):
     never recorded: it holds the key, since verifiers hands no `*API_KEY*` variable to a server."""
 
     backend: Literal["web", "mini"] = "mini"
+    """The live web, or the shipped pages."""
     serper_api_key: str = Field("", repr=False)
+    """What the variable named by `search.api_key_var` held."""
 
 
 class DeepDiveJudgeConfig(vf.JudgeConfig):
@@ -81,6 +86,7 @@ class DeepDiveTaskConfig(vf.TaskConfig):
     normalisation. `auto` is the judge for the real data and exact match for the mini split, whose references
     are made for it. The metric `judged_by_llm` and `trace.info["deepdive"]["scoring"]` tell which it was."""
     judge: DeepDiveJudgeConfig = DeepDiveJudgeConfig()
+    """The model that decides, where scoring is by judge."""
     duplicate_query_penalty: float = Field(0.0, ge=0)
     """Subtracted from the reward, times the share of search queries that nearly repeat an earlier one."""
     duplicate_query_similarity: float = Field(0.8, gt=0, le=1)
@@ -109,7 +115,9 @@ class DeepDiveConfig(vf.TasksetConfig):
     dataset_revision: str | None = None
     """Commit or tag of the dataset; None is the newest."""
     tools: ToolsConfig = ToolsConfig()
+    """The tool server: limits, cache, where it runs."""
     task: DeepDiveTaskConfig = DeepDiveTaskConfig()
+    """How an answer is scored."""
 
     @model_validator(mode="after")
     def _key_is_not_config(self) -> DeepDiveConfig:

@@ -106,6 +106,7 @@ class MathPythonConfig(vf.TasksetConfig):
     packages: list[str] = Field(default_factory=lambda: ["numpy", "scipy", "sympy"])
     """Packages that the model is told it can import. The runtime has to have them."""
     task: MathPythonTaskConfig = MathPythonTaskConfig()
+    """How an answer is scored."""
 
     @model_validator(mode="after")
     def _check_bounds(self) -> MathPythonConfig:

@@ -144,6 +144,7 @@ class OolongConfig(vf.TasksetConfig):
     seed: int = 42
     """Seed of the draw; the same for every mode, so that modes are compared on the same questions."""
     task: OolongTaskConfig = OolongTaskConfig()
+    """How a reply is scored."""
 
     @model_validator(mode="after")
     def _check(self) -> OolongConfig:

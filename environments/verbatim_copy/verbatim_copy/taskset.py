@@ -84,6 +84,7 @@ class VerbatimCopyConfig(vf.TasksetConfig):
     seed: int = 42
     """Seed of the texts."""
     task: VerbatimCopyTaskConfig = VerbatimCopyTaskConfig()
+    """How a copy is scored."""
 
     @field_validator("num_tasks", mode="before")
     @classmethod

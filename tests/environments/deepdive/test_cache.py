@@ -38,7 +38,7 @@ def test_processes_that_write_the_same_entries_read_whole_ones(tmp_path: Path) -
     workers = [context.Process(target=_hammer, args=(str(tmp_path), n, 150, queue)) for n in range(4)]
     for worker in workers:
         worker.start()
-    results = [queue.get(timeout=60) for _ in workers]
+    results = [queue.get(timeout=600) for _ in workers]
     for worker in workers:
         worker.join()
     assert results == [(150, 0, 0)] * 4
@@ -119,20 +119,26 @@ async def test_failures_are_told_to_all_and_not_kept(tmp_path: Path) -> None:
 async def test_a_cancelled_request_does_not_take_the_others_with_it(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path, days=1)
 
+    producing, go = asyncio.Event(), asyncio.Event()
+
     async def produce() -> dict[str, Any]:
-        await asyncio.sleep(0.05)
+        producing.set()
+        await go.wait()
         return {"n": 1}
 
     first = asyncio.create_task(cache.fetch("s", "q", produce))
-    await asyncio.sleep(0.01)
+    await producing.wait()
     second = asyncio.create_task(cache.fetch("s", "q", produce))
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(0)  # it starts, and waits for the first
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
+    go.set()
     assert (await second)[0] == {"n": 1}
+    producing.clear()
+    go.clear()
     third = asyncio.create_task(cache.fetch("s", "other", produce))
-    await asyncio.sleep(0.01)
+    await producing.wait()
     third.cancel()
     with pytest.raises(asyncio.CancelledError):
         await third

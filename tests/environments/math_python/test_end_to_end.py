@@ -2,6 +2,9 @@
 
 import json
 
+import pytest
+
+from rlm_env.repl import client as repl_client
 from tests.environments.episodes import run
 from tests.fakes import Reply, ToolCall, policies
 from tests.fakes.policies import SUB, fence, script
@@ -49,6 +52,30 @@ async def test_a_plain_model_uses_the_python_tool():
     traces, _ = await run({**TASKS, "mode": "llm"}, policy, harness={"scaffold": "llm", "python_tool": True})
     assert [trace.info["math_verify"]["answer"] for trace in traces] == ["2024", "2024"]
     assert [trace.metrics["repl_calls"] for trace in traces] == [1, 1]
+
+
+@pytest.mark.parametrize("seconds", [120, 300, 600])
+async def test_the_ablation_of_time_limits_reaches_the_harness(seconds, monkeypatch):
+    """The published one, in both kinds of mode: the limit is told to the root and is the REPL's."""
+    kept = []
+    call = repl_client.ReplClient.run
+
+    async def spy(self, *args, **kwargs):
+        kept.append(self.config.call_seconds)
+        return await call(self, *args, **kwargs)
+
+    monkeypatch.setattr(repl_client.ReplClient, "run", spy)
+    limit = {"repl": {"call_seconds": seconds}}
+    finish = script(fence('answer["content"] = "none"\nanswer["ready"] = True'))
+    _, server = await run({**TASKS, "num_tasks": 1}, finish, harness=limit)
+    assert f"may take {seconds} s" in server.requests[0].system
+
+    def plain(request):
+        return Reply(tool_calls=[ToolCall("python", {"code": "1"})]) if request.turn == 0 else r"\boxed{1}"
+
+    llm = {"scaffold": "llm", "python_tool": True, **limit}
+    await run({**TASKS, "num_tasks": 1, "mode": "llm"}, plain, harness=llm)
+    assert kept == [seconds, seconds]
 
 
 async def test_the_right_answer_of_the_task_is_rewarded_in_every_mode():

@@ -109,7 +109,7 @@ def test_vf_eval_runs_it(tmp_path: Path):
         ]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(
-            list(map(str, command)), capture_output=True, text=True, timeout=200, env=environment
+            list(map(str, command)), capture_output=True, text=True, timeout=600, env=environment
         )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert len(server.requests) == 2
