@@ -124,7 +124,10 @@ class DeepDiveJudge(vf.Judge[bool, DeepDiveJudgeConfig]):
                 failure = error
                 if getattr(error, "status_code", None) in (400, 401, 403, 404):
                     break  # the same again next time
+        cure = 'taskset.task.scoring = "exact" needs no judge'
+        if "temperature" in str(failure):
+            cure = "a model that fixes its temperature needs taskset.task.judge.sampling = {}"
         raise JudgeFailure(
             f"judge {config.model} at {config.base_url} gave no verdict: {type(failure).__name__}: "
-            f'{str(failure)[:300]} (taskset.task.judge; taskset.task.scoring = "exact" needs no judge)'
+            f"{str(failure)[:300]} (taskset.task.judge; {cure})"
         ) from failure

@@ -38,7 +38,8 @@ VERDICT: DIFFERENT"""
 
 class MathJudgeConfig(vf.JudgeConfig):
     sampling: vf.SamplingConfig = vf.SamplingConfig(temperature=0.0)
-    """Temperature 0: the same pair of answers should get the same verdict."""
+    """Temperature 0: the same pair of answers should get the same verdict. A model that refuses the parameter
+    needs `{}` here."""
 
 
 class MathJudge(vf.Judge[bool, MathJudgeConfig]):

@@ -40,7 +40,8 @@ VERDICT: INCORRECT"""
 
 class OolongJudgeConfig(vf.JudgeConfig):
     sampling: vf.SamplingConfig = vf.SamplingConfig(temperature=0.0)
-    """Temperature 0: the same reply should get the same verdict."""
+    """Temperature 0: the same reply should get the same verdict. A model that refuses the parameter needs
+    `{}` here."""
 
 
 class OolongJudge(vf.Judge[bool, OolongJudgeConfig]):

@@ -203,5 +203,5 @@ async def serve() -> AsyncIterator[Site]:
 def config(**settings: Any) -> FetchConfig:
     """The fetcher's config with 127.0.0.1 allowed and no waiting."""
     return FetchConfig(
-        **{"allow_networks": ["127.0.0.1/32"], "backoff_seconds": 0.0, "read_seconds": 5.0, **settings}
+        **{"allow_networks": ["127.0.0.1/32"], "backoff_seconds": 0.0, "read_seconds": 60.0, **settings}
     )

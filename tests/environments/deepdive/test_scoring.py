@@ -190,6 +190,18 @@ async def test_a_judge_that_stumbles_is_asked_again() -> None:
     assert len(server.requests) == 4
 
 
+async def test_a_judge_with_a_temperature_of_its_own_is_told_apart_with_the_cure() -> None:
+    refusal = "Unsupported value: 'temperature' does not support 0.0 with this model."
+    reply = Reply.failure(400, refusal, "invalid_request_error")
+    async with FakeModelServer(
+        lambda request: reply if "temperature" in request.body else Reply("VERDICT: CORRECT")
+    ) as server:
+        with pytest.raises(JudgeFailure, match=r"needs taskset\.task\.judge\.sampling = \{\}"):
+            await ask(judge(server))
+        assert (await ask(judge(server, sampling={})))[0] is True
+    assert len(server.requests) == 2
+
+
 @pytest.mark.parametrize(
     ("reply", "calls"),
     [
