@@ -124,13 +124,6 @@ def _last_call_error(trace: Trace) -> Error | None:
     return next((call.error for call in reversed(trace.calls) if call.error is not None), None)
 
 
-def printable(text: str, limit: int = 300) -> str:
-    """The text on one line of at most `limit` characters, without what a terminal would obey: an endpoint's
-    error message is a stranger's text."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * limit]).split())
-    return line if len(line) <= limit and len(text) <= 4 * limit else f"{line[: limit - 1]}\u2026"
-
-
 def _trace(episode: Episode) -> Trace | None:
     return episode.traces[-1] if episode.traces else None
 

@@ -30,7 +30,8 @@ from eval.config import EvalConfig
 from eval.endpoints import Endpoint, check, serve
 from eval.folder import Key, RunError, cell_dir, prepare, sole_writer
 from eval.matrix import Cell, expand, tasks_of
-from eval.rows import EPISODES_FILE, KEPT, Outcome, Row, append_row, key_of, printable, read_rows, row_of
+from eval.rows import EPISODES_FILE, KEPT, Outcome, Row, append_row, key_of, read_rows, row_of
+from eval.text import printable
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from eval.config import MODES, ReportConfig
-from eval.rows import Outcome, Row, printable
+from eval.rows import Outcome, Row
 from eval.stats import mean_ci, paired_difference, spread
+from eval.text import printable
 
 COSTS = (
     "root_tokens",
@@ -205,7 +206,8 @@ def _failures(cells: dict[tuple[str, str, str, str], list[Row]]) -> list[Summary
     The message and the episode are those of the first."""
     found: dict[tuple[Any, ...], Summary] = {}
     for key, rows in cells.items():
-        for row in rows:
+        # In the order of tasks: that of the rows is the order in which episodes happened to end.
+        for row in sorted(rows, key=lambda row: (row["task_id"], row["rollout"])):
             if row["outcome"] == Outcome.COMPLETED:
                 continue
             message = printable(row["error_message"] or "")

@@ -38,7 +38,8 @@ def log(config: EvalConfig, rows: Sequence[Row], summary: Summary, plots: dict[s
             mode=config.wandb.mode,
             name=config.name,
             dir=str(results),
-            config=config.model_dump(mode="json"),
+            # Headers may hold keys, and a W&B run is read by others.
+            config=config.model_dump(mode="json", exclude={"models": {"__all__": {"headers"}}}),
             job_type="eval",
         )
     except wandb.errors.UsageError as error:

@@ -11,6 +11,7 @@ import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
+from eval.text import printable
 from eval.viewer.export import export_page
 from eval.viewer.index import MovedError, NoTracesError, TraceIndex
 from eval.viewer.server import ViewerServer
@@ -66,7 +67,8 @@ def _export(index: TraceIndex, path: Path) -> int:
         return _fail(f"--export {path}: {error.strerror or error}")
     print(f"{path}: {len(index.rows):,} traces, {size / 1e6:.1f} MB")
     if index.problem_count:
-        print(f"{index.problem_count:,} line(s) could not be read: {index.problems[0]}", file=sys.stderr)
+        first = printable(index.problems[0])
+        print(f"{index.problem_count:,} line(s) could not be read: {first}", file=sys.stderr)
     return 0
 
 
@@ -95,7 +97,7 @@ def _serve(index: TraceIndex, port: int, open_browser: bool) -> int:
 
 
 def _fail(message: str) -> int:
-    print(f"rlm-view: {message}", file=sys.stderr)
+    print(f"rlm-view: {printable(message, 1000)}", file=sys.stderr)
     return 2
 
 

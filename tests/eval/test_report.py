@@ -76,8 +76,8 @@ def said(message: str, **changes: str) -> Row:
 
 def test_failures_are_told_once_with_an_episode_to_look_at() -> None:
     made = [
-        said("pod 17 died after 3 s", episode_id="e1", task_id="t1"),
         said("pod 4 died after 12 s", episode_id="e2", task_id="t2"),
+        said("pod 17 died after 3 s", episode_id="e1", task_id="t1"),
         said("no such host", episode_id="e3", task_id="t3"),
         row(mode="llm", task_id="t4", outcome="context_overflow", reward=None, episode_id="e4"),
         row(mode="llm", task_id="t5", reward=1.0),

@@ -7,7 +7,8 @@ import pytest
 from verifiers.v1.episode import WireEpisode
 from verifiers.v1.trace import ModelCall
 
-from eval.rows import Outcome, append_row, classify, key_of, printable, read_rows, rewrite_lines, row_of
+from eval.rows import Outcome, append_row, classify, key_of, read_rows, rewrite_lines, row_of
+from eval.text import printable
 from tests.eval.synthetic import row
 
 IDENTITY = {

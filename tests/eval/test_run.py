@@ -348,6 +348,16 @@ def test_config_errors_exit_with_2(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_wandb_gets_table_plots_and_traces_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    configs: list[dict[str, Any]] = []
+    start = wandb.init
+
+    def init(**settings: Any) -> Any:
+        configs.append(settings["config"])
+        return start(**settings)
+
+    monkeypatch.setattr(wandb, "init", init)
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     with FakeModelServer(play).in_thread() as server:
@@ -357,11 +367,15 @@ def test_wandb_gets_table_plots_and_traces_offline(tmp_path: Path, monkeypatch: 
             num_tasks=2,
             modes=["llm", "rlm"],
             wandb={"mode": "offline", "traces": 3, "project": "p"},
+            models={"m": {"headers": {"X-Key": "a-key-of-mine"}}},
         )
         rows = asyncio.run(run_matrix(made))
     cli.write_report(made, rows)
     (run,) = (made.results_dir / "wandb").glob("offline-run-*")
     assert list(run.glob("*.wandb"))
+    (config_of_run,) = configs
+    assert config_of_run["abort_after_errors"] == made.abort_after_errors
+    assert "a-key-of-mine" not in str(config_of_run)
     media = run / "files" / "media"
     assert (
         len(list(media.glob("images/plots/*.png")))

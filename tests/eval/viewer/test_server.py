@@ -253,6 +253,18 @@ def test_the_command_exports(tmp_path, capsys):
     assert (tmp_path / "page.html").stat().st_size > 20_000
 
 
+def test_a_file_name_cannot_write_to_the_terminal(tmp_path, capsys):
+    synth.write(tmp_path / "\x1b]0;title\x07\x9b2J.jsonl", [synth.chat(1)])
+    with next(tmp_path.glob("*.jsonl")).open("a") as file:
+        file.write("not json\n")
+    assert main([str(tmp_path), "--export", str(tmp_path / "page.html")]) == 0
+    assert main([str(tmp_path / "\x1b[2Jnowhere")]) == 2
+    told = capsys.readouterr().err
+    assert "1 line(s) could not be read: ]0;title 2J.jsonl, line 2" in told
+    assert "nowhere does not exist" in told
+    assert not set("\x1b\x07\x9b") & set(told)
+
+
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_serves_until_it_is_told_to_end(tmp_path, ending):
     synth.write(tmp_path / "traces.jsonl", [synth.chat(1)])
