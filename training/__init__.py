@@ -4,7 +4,11 @@
 classes, imports neither torch nor TRL, so that config files can be read and checked without them.
 """
 
+import logging
 import os
 
-# TRL warns at every import of its experimental trainer; its version is pinned in `training.trl_seams`.
+# On the console every line should be about the run. TRL warns at every import of its experimental trainer;
+# its version is pinned in `training.trl_seams`.
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+# vLLM, which TRL imports for its weight transfer, warns of a Triton that a CPU has no use for.
+logging.getLogger("vllm.triton_utils.importing").setLevel(logging.ERROR)

@@ -16,6 +16,7 @@ What `PolicyTrainer` changes, and why:
 - **parity**: the first weight sync is followed by a comparison of server and trainer, see `training.parity`.
 """
 
+import contextlib
 import importlib
 import inspect
 import logging
@@ -203,6 +204,18 @@ class OnDemandLoader:
             yield batch
 
 
+@contextlib.contextmanager
+def _errors_only(name: str) -> Iterator[None]:
+    """Keeps warnings of the logger `name` off the console meanwhile."""
+    log = logging.getLogger(name)
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
 def _picklable(error: Exception) -> Exception:
     """The error itself, or its words where it does not survive the way to another process."""
     try:
@@ -248,6 +261,7 @@ class PolicyTrainer(AsyncGRPOTrainer):
         with (
             mock.patch.object(_trainer_module, "register_tree_attention", return_value=None),
             mock.patch.object(_trainer_module, "get_peak_flops_per_device", _peak_flops),
+            _errors_only("transformers.trainer_callback"),  # warns that TRL adds two callbacks of one class
         ):
             super().__init__(*args, **kwargs)
         self._attention_backend = attention
