@@ -15,7 +15,7 @@ from typing import Any
 from rlm_env.calls import CallError, parse_arguments
 from rlm_env.config import Messages
 from rlm_env.limits import Ledger, StopReason
-from rlm_env.loop import PYTHON_TOOL, ModelFailure
+from rlm_env.loop import ModelFailure, python_tool
 from rlm_env.metrics import BlockRecord, NodeRecord, TurnRecord
 from rlm_env.prompts import block_text
 from rlm_env.repl import ReplClient, ReplFailure
@@ -66,7 +66,7 @@ class BaselineChat:
         config = self.shared.config
         tools = [tool.wire for tool in self.shared.toolbox.tools.values()]
         if self.repl is not None:
-            tools.append(PYTHON_TOOL)
+            tools.append(python_tool(config))
         for _ in range(config.limits.max_turns):
             if self.ledger.root_tokens.left <= 0:
                 return StopReason.MAX_ROOT_TOKENS

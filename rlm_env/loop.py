@@ -34,18 +34,25 @@ from rlm_env.repl import ReplClient, ReplFailure, ReplResult
 from rlm_env.subcalls import Shared, check_prompts, error_entry, grant, llm_batch
 from rlm_env.toolbox import ToolFailure
 
-PYTHON_TOOL: dict[str, Any] = {
-    "type": "function",
-    "function": {
-        "name": "python",
-        "description": "Run Python code in the persistent REPL; returns what it prints.",
-        "parameters": {
-            "type": "object",
-            "properties": {"code": {"type": "string", "description": "The code to run."}},
-            "required": ["code"],
+
+def python_tool(config: RLMHarnessConfig) -> dict[str, Any]:
+    """The ``python`` tool as a chat-completions ``tools`` entry; tells the limits of a call."""
+    description = (
+        "Run Python code in the persistent REPL; returns what it prints and the value of a last expression, "
+        f"at most {config.repl.output_chars:,} characters. One call may take {config.repl.call_seconds:g} s."
+    )
+    return {
+        "type": "function",
+        "function": {
+            "name": "python",
+            "description": description,
+            "parameters": {
+                "type": "object",
+                "properties": {"code": {"type": "string", "description": "The code to run."}},
+                "required": ["code"],
+            },
         },
-    },
-}
+    }
 
 
 class ModelFailure(Exception):
@@ -221,7 +228,7 @@ class RLMNode:
         request_id = f"{self.path}root.{index}"
         tool_channel = self.config.code_channel == "tool"
         completion = await self.shared.calls.complete(
-            self.messages, request_id=request_id, tools=[PYTHON_TOOL] if tool_channel else None
+            self.messages, request_id=request_id, tools=[python_tool(self.config)] if tool_channel else None
         )
         self.ledger.charge_own(completion.completion_tokens)
         record = TurnRecord.of(index, request_id, completion)

@@ -24,8 +24,11 @@ async def test_python_tool_runs_in_the_same_worker():
             return Reply(tool_calls=[ToolCall("python", {"code": steps[request.turn]})])
         return request.last.split()[-2]
 
-    trace, _ = await episode(policy, demo(reference="42"), scaffold="llm", python_tool=True)
+    trace, server = await episode(
+        policy, demo(reference="42"), scaffold="llm", python_tool=True, repl={"call_seconds": 300}
+    )
     assert trace.reward == 1.0
+    assert "may take 300 s" in server.requests[0].tools[0]["function"]["description"]
     assert trace.metrics["repl_calls"] == 2
     assert "42 sympy" in turns(trace)[1]["observation"]
 
