@@ -27,15 +27,20 @@ _DENIED = """
     ptrace process_vm_readv process_vm_writev process_madvise pidfd_getfd kcmp
 
     bpf perf_event_open userfaultfd io_uring_setup io_uring_enter io_uring_register add_key request_key keyctl
-    vmsplice fanotify_init lookup_dcookie
+    vmsplice fanotify_init lookup_dcookie modify_ldt
 
     kexec_load kexec_file_load init_module finit_module delete_module reboot swapon swapoff acct quotactl
     syslog settimeofday clock_settime clock_adjtime adjtimex sethostname setdomainname vhangup iopl ioperm
     mlock mlockall mlock2 migrate_pages move_pages mbind set_mempolicy
+
+    memfd_create memfd_secret shmget semget msgget mq_open
+    io_setup inotify_init inotify_init1
 """
 """Ways around the view of the file system; other processes; kernel surface with a long record of holes and
-of no use here; the machine itself."""
+of no use here; the machine itself; memory that no limit counts (files without a name and System V objects
+are in no process's figures); counters that the whole machine or all of a user's processes share."""
 DENIED = tuple(_DENIED.split())
+RLIMIT_CORE, F_SETSIG, F_SETLEASE, MAP_HUGETLB, IPPROTO_UDP = 4, 10, 1024, 0x40000, 17
 
 NEW_NAMESPACES = (0x10000000, 0x20000, 0x20000000, 0x40000000, 0x8000000, 0x4000000, 0x2000000, 0x80)
 """clone() flags: user, mount, pid, net, ipc, uts, cgroup, time."""
@@ -89,6 +94,18 @@ def compile_program() -> bytes:
     deny("socket", errno.EAFNOSUPPORT, _Compare(0, _GT, 10, 0))
     for family in range(3, 10):
         deny("socket", errno.EAFNOSUPPORT, _Compare(0, _EQ, family, 0))
+    # Those above would load their module into the machine's kernel (SCTP, DCCP, MPTCP, ...).
+    deny("socket", errno.EPROTONOSUPPORT, _Compare(2, _GT, IPPROTO_UDP, 0))
+    # What can send a SIGCONT to a process that SIGSTOP has ended a call of: a timer (coreutils' timeout does
+    # without it when told that there is none), a descriptor. Leases also hold up those who open the file.
+    deny("timer_create", errno.ENOSYS)
+    for command in (F_SETSIG, F_SETLEASE):
+        deny("fcntl", errno.EPERM, _Compare(1, _MASKED_EQ, 0xFFFFFFFF, command))
+    deny("mmap", errno.ENOMEM, _Compare(3, _MASKED_EQ, MAP_HUGETLB, MAP_HUGETLB))
+    # At 1 there are no core dumps; at 0 one still goes to the machine's handler (see confine_child).
+    core = _Compare(1, _MASKED_EQ, 0xFFFFFFFF, RLIMIT_CORE)
+    deny("prlimit64", errno.EPERM, core, _Compare(2, _NE, 0, 0))
+    deny("setrlimit", errno.EPERM, _Compare(0, _MASKED_EQ, 0xFFFFFFFF, RLIMIT_CORE))
     # The limits of other processes, such as the supervisor's (the same user id may set those of its own).
     deny("prlimit64", errno.EPERM, _Compare(0, _NE, 0, 0))
     with tempfile.TemporaryFile() as file:
@@ -110,15 +127,17 @@ def program(machine: str) -> bytes | None:
 
 
 PROGRAM = """
-eNpd1MdPVUEYxuEfV7pEwHjUGGJQQ1Np0hERRGzYe9tgwy7YO9h7FxFr7IIgKIkaV678C9xYFhqNG6PGjVE3OOc9I8K9CXlyPubOmfm+NzcW
-CDR/DpQUwotYvE8WBBiKTP1xu/k4XGOp1l2lQl6hVl6mTl6iXtabiutFrss6bsgL3JK13JbnuSPPcVee5Z48w315mgZ5ikZ5kgfyBE3yOM3y
-GC3yKK3yCG3yMK/kIT7Kg3yVB/gm9/NT7uOX3MtvuYc/skYdcKgmSu6mt9xFH7mTwXIHQ+V2UuU20uRW0uUWMuVmsuUmcuRGcuUG8uR6imQV
-xbKSErmOUrmWBrmGRrmaB3IVTXIlzXIFD+VyWmQFrXIZj2QRbXIJT+RinslFPJfFpMhSctWH8sokLx9VTzvlw2EhPeUCEuR8EuU8vPVzyZBz
-yJezKZCzKJMzzUrXGZTL6ebErtPMDVynmhu5TjGdcJ1sOuY6yXTQdaJJhGuZzdcEbsrxNi/jbF7G8lqO4Q3evd7K0byXJXyQo/iEd//PeH36
-Ikfa3BTa3IzguyzghxxOsPqVT6jMI0zmEi5ziJDZ9JBZRMpMm6sMouUw+sp0+sk0YmQq8TLFzj/Zzn+onf8QO//Bdv5Jdv6Jdv4Jdv7xdv4E
-uPMPNmePJ8g8D7I5GGhzMMDmgMAgozvvXt78+7tzd5+j9Jwc4+WAmHf8XzezIx+KQcd6Wze/J470q8c6ShOxfvUoh0jpVw91iJB+9UCHMOlX
-9zm6Mb6udZ85TTfZuV7jnT/a1f1WgPpE5Eu69CO0az8i9GaH7vqHQzghMkx7OKYaJEPs722w3vxvvzhVta+v875x5u3h9hzQXu1abnbynqn5
-C6+Mj7o=
+eNpt1VlsVFUcx/HvlOl0sUIhXEBSzIRYQCCICAqEwAAC1YKIIKKIWpAdBAEBZVVfeGCJC7LKvrWltFhE9k3ZURZ9UQnBQHgxLL4QNCF4zu/+
+S2Ym3Mnkk/O/59w558xvzsSBqHsHMKArHIkTXh0g4ki4+s0H7gr4lSbqd4mEvMiL8gIj5XlGy19YKn9mmTzHCnmWlfIMq+Rp1spTrJcn2ShP
+sEkeZ7P8iS3yR7bKY2yTRymVRyiThymXh9guD1IhD1Ap91Ml91Et97qZevfwm5zKFbmba/J7bspd3JLV3JHfcVfu5J6s4l9ZyX9yB/dlhXYw
+cLPJl+U0kGU0lKU0k9toKbfSWm7hGbmZtnITz8qNtJcbeF6u5wW5jo5yLZ3kGrrJb0nI1XSXq+gpV9JLrqBULqdMLqNcfsN2uZQK+TU75FdU
+yi+pkl+wU/alWi5ht1zMHrmIfXIhh+VAcgj7r5NvUiTfpY3uT6Cj2gtWPx3mcc0PSXkM+Nz8jHryUxrL+TSX82gh5xKOn8Nzcjad5Sy6yE8o
+lh+7GXhnUiJnMEZOZ6z8iHGyLeMtH5PlFKbJD10P72S3Yu8ky/EH7hvyTrRcTrBcjndJ8o5zCfSOdUn1jnGJ9o7mdzmKP+RI/pTvc1WO4C85
+nOuyhBvyPf62fQzz+o7ldRi35dv8I4cS0z6/RXYk3P8cOYRc+QZ5cjC15evUkYMsvwOpK1+z/A6gkXyVxrI/BfIVy3U/y1dfy1ex5etly9dL
+lq8iy1cfy1dvy1cvyxcRn6+YW0MzMl27h+Wsu+UsYTnrZjkj058fPjf13XvQw/y4CVs9X+1O/e3cy7pi9dap/Ytr+rd4WI/6epHXzydP8yH2
+hPUrSB3fs2Z8I7Vb6aANaJnIDe8/nhl55LhY6jiiUWs/Fbab1tyPh+04Set17SdT19muwJ5bcPnR+9Imub/V3bkfyLR6PNCvj3haPT+gjkyr
+Zwdul7xp9Wig04BoWj0jCJefkVrPcLOpJZPr88P5N/D6UZHw+6h/Imm/CrVa9ctI3rdC6rpXyr5lp+5bnp1Xj+lGQC5ZMkefFbhqpsyy/8+Y
+ZljzvEJVUz83X/UIuTZfeDDPW+Ke5B1m+qX9D76Gx5A=
 """
 
 if __name__ == "__main__":

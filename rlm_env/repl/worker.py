@@ -816,6 +816,10 @@ class Supervisor:
             if len(self.from_child) < end:
                 return
             if kind == "R":
+                if self.run is None:
+                    # Ahead of its call: the host would take that for over, and its code would run unwatched.
+                    self.kill("the program wrote to the REPL's own channel")
+                    return
                 self.drain()
                 self.to_host += pack_json("O", self.output.take())
                 self.run = None
@@ -867,21 +871,19 @@ class Supervisor:
 
     def watch(self):
         """Backstop for limits that the kernel counts by process: all processes' memory and number."""
-        count, pages, below = 0, 0, self.processes()
-        for pid in below:
-            try:
-                with open("/proc/{}/statm".format(pid), "rb") as f:
-                    fields = f.read().split()
-            except OSError:
-                continue
-            count += 1
-            pages += int(fields[1]) - int(fields[2])
-        used = pages * os.sysconf("SC_PAGE_SIZE") >> 20
-        if self.config["memory_mb"] and used > self.config["memory_mb"]:
-            # That counted what forked processes share once for each: look closer, which takes longer.
-            used = sum(map(proportional_memory, below)) >> 10
-        if self.config["memory_mb"] and used > self.config["memory_mb"]:
-            self.kill("memory: {} MB in use, memory_mb is {}".format(used, self.config["memory_mb"]))
+        below = self.processes()
+        count, anonymous, shared = memory_of(below, "status", "Rss")
+        limit = self.config["memory_mb"]
+        if limit and anonymous + shared > limit << 20:
+            # That counted what processes share once for each: look closer, which takes longer.
+            _, anonymous, shared = memory_of(below, "smaps_rollup", "Pss_")
+            if self.owns_tree:
+                # Maps of files in the scratch directory count there.
+                scratch = os.statvfs(SCRATCH)
+                shared -= min(shared, (scratch.f_blocks - scratch.f_bfree) * scratch.f_frsize)
+        used = anonymous + shared
+        if limit and used > limit << 20:
+            self.kill("memory: {} MB in use, memory_mb is {}".format(used >> 20, limit))
         elif self.config["processes"] and count > self.config["processes"] + 8:
             self.kill("processes: {} running, the limit is {}".format(count, self.config["processes"]))
         if self.owns_tree:
@@ -1009,13 +1011,23 @@ class Supervisor:
                 self.flush()
 
 
-def proportional_memory(pid):
-    """Anonymous memory of a process in kB, what it shares divided among those that share it."""
-    try:
-        with open("/proc/{}/smaps_rollup".format(pid)) as f:
-            return sum(int(line.split()[1]) for line in f if line.startswith("Pss_Anon:"))
-    except OSError:
-        return 0
+def memory_of(pids, name, prefix):
+    """(processes still there, bytes of private memory, bytes of shared maps and of files in memory) by
+    /proc. ``Rss`` of ``status``: all that each has. ``Pss_`` of ``smaps_rollup``: what processes share is
+    divided among them."""
+    count, found = 0, {prefix + "Anon": 0, prefix + "Shmem": 0}
+    for pid in pids:
+        try:
+            with open("/proc/{}/{}".format(pid, name)) as f:
+                lines = f.readlines()
+        except OSError:
+            continue
+        count += 1
+        for line in lines:
+            key, _, value = line.partition(":")
+            if key in found:
+                found[key] += int(value.split()[0]) << 10
+    return count, found[prefix + "Anon"], found[prefix + "Shmem"]
 
 
 def read(fd):
@@ -1300,11 +1312,16 @@ def confine_child(config, parent):
             if isolated:
                 raise
     limits = [
-        ("RLIMIT_CORE", 0),
+        # Where core_pattern is a pipe, a dump starts a program of the machine's, as root, even at a limit of
+        # 0. The kernel makes an exception of 1.
+        ("RLIMIT_CORE", 1),
         ("RLIMIT_AS", config["memory_mb"] and config["memory_mb"] << 20),
         ("RLIMIT_NOFILE", config["open_files"]),
         ("RLIMIT_FSIZE", config["scratch_mb"] and config["scratch_mb"] << 20),
     ]
+    if isolated:
+        # In a user namespace these are counted with those of the user who started us.
+        limits += [("RLIMIT_SIGPENDING", 1024), ("RLIMIT_MSGQUEUE", 0)]
     if isolated and config["count_processes"]:
         limits.append(("RLIMIT_NPROC", config["processes"]))
     for name, value in limits:

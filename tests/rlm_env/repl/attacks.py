@@ -47,7 +47,7 @@ class Attack:
     outcome: str = "alive"
     says: str = ""
     error: str | None = None
-    seconds: float = 5.0
+    seconds: float = 20.0
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -236,6 +236,8 @@ attack(
 attack(
     "odd-socket-families",
     """
+    for protocol in (33, 132, 136, 255, 262):  # each would load a module into the kernel
+        attempt(f"protocol {protocol}", lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM, protocol))
     for family in [*range(3, 10), *range(11, 46)]:
         for kind in (1, 2, 3, 5):
             attempt(f"family {family} {kind}", lambda: socket.socket(family, kind))
@@ -329,7 +331,7 @@ attack(
     "kernel-surface",
     """
     x86 = os.uname().machine == "x86_64"
-    for name, number in dict(bpf=(321, 280), perf_event_open=(298, 241), userfaultfd=(323, 282), add_key=(248, 217),
+    for name, number in dict(bpf=(321, 280), modify_ldt=(154, 999), perf_event_open=(298, 241), userfaultfd=(323, 282), add_key=(248, 217),
                              keyctl=(250, 219), io_uring_setup=(425, 425), kexec_load=(246, 104), init_module=(175, 105),
                              reboot=(169, 142), swapon=(167, 224), settimeofday=(164, 170), sethostname=(170, 161)).items():
         attempt(name, lambda: syscall(number[0 if x86 else 1], 0, 0, 0, 0, 0))
@@ -353,7 +355,7 @@ attack(
 attack(
     "kernel-settings",
     """
-    for path in ("/proc/sys/kernel/core_pattern", "/proc/sysrq-trigger", "/proc/sys/vm/overcommit_memory",
+    for path in ("/proc/sys/kernel/core_pattern", "/proc/self/oom_score_adj", "/proc/self/autogroup", "/proc/sysrq-trigger", "/proc/sys/vm/overcommit_memory",
                  "/proc/sys/user/max_user_namespaces", "/proc/sys/kernel/hostname", "/proc/1/oom_score_adj", "/proc/self/uid_map",
                  "/proc/sys/kernel/ns_last_pid", "/proc/self/attr/current"):
         attempt(path, lambda: open(path, "w").write("1"))
@@ -412,9 +414,16 @@ attack(
     says="planted",
 )
 attack(
-    "sysv-shared-memory",
-    "number = 29 if os.uname().machine == 'x86_64' else 194\nprint('made', syscall(number, 0x5EC2E7, 4096, 0o1666) >= 0)",
-    says="made",
+    "system-v-and-posix-ipc",
+    """
+    x86 = os.uname().machine == "x86_64"
+    # A set of 32,000 semaphores is 2 MB of kernel memory that no limit counts; there may be 32,000 sets.
+    attempt("semget", lambda: syscall(64 if x86 else 190, 0, 32000, 0o1600))
+    attempt("shmget", lambda: syscall(29 if x86 else 194, 0x5EC2E7, 1 << 30, 0o1666))
+    attempt("msgget", lambda: syscall(68 if x86 else 186, 0, 0o1600))
+    attempt("mq_open", lambda: syscall(240 if x86 else 180, b"queue", os.O_CREAT | os.O_RDWR, 0o600, 0))
+    """,
+    says="semget refused",
 )
 
 # --- using things up ---
@@ -464,6 +473,86 @@ attack(
     print("eight shared it")
     """,
     says="eight shared it",
+)
+attack(
+    "memory-bomb-in-nameless-files",
+    """
+    files = []
+    def fill():
+        while True:
+            files.append(os.memfd_create("x"))
+            os.posix_fallocate(files[-1], 0, 15 << 20)
+            if len(files) > 50: return "750 MB"
+    attempt("memfd", fill)
+    attempt("memfd_secret", lambda: syscall(447, 0))
+    """,
+    says="memfd refused",
+)
+attack(
+    "memory-bomb-in-shared-maps",
+    """
+    import mmap
+    maps = []
+    for _ in range(4):
+        if os.fork() == 0:
+            shared = mmap.mmap(-1, 250 << 20)
+            for offset in range(0, 250 << 20, 4096): shared[offset] = 1
+            time.sleep(600)
+    time.sleep(600)
+    """,
+    outcome="dead",
+    seconds=20,
+)
+attack(
+    "memory-mapped-from-the-scratch-directory-is-counted-once",
+    """
+    import mmap
+    with open("data", "wb") as f: f.write(bytes(14 << 20))
+    pids = []
+    for _ in range(8):
+        pid = os.fork()
+        if pid == 0:
+            with open("data", "r+b") as f: shared = mmap.mmap(f.fileno(), 0)
+            print(sum(shared[::4096]), flush=True)
+            time.sleep(1)
+            os._exit(0)
+        pids.append(pid)
+    for pid in pids: os.waitpid(pid, 0)
+    print("eight mapped it")
+    """,
+    says="eight mapped it",
+    settings={"memory_mb": 256},
+)
+attack(
+    "huge-pages-of-the-machine",
+    "import mmap\nattempt('huge', lambda: mmap.mmap(-1, 1 << 21, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000))",
+    says="huge refused",
+)
+attack(
+    "counters-of-the-whole-machine",
+    """
+    x86 = os.uname().machine == "x86_64"
+    context = ctypes.c_ulong(0)
+    attempt("aio", lambda: syscall(206 if x86 else 0, 65000, ctypes.byref(context)))
+    attempt("inotify", lambda: libc.inotify_init1(0), lambda value: value >= 0)
+    queued = 0
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGRTMIN])
+    while queued < 5000 and libc.sigqueue(os.getpid(), signal.SIGRTMIN, ctypes.c_void_p(0)) == 0: queued += 1
+    print("ESCAPED" if queued == 5000 else "queued", queued)
+    """,
+    says="aio refused",
+)
+attack(
+    "core-dumps",
+    """
+    # A core_pattern that is a pipe starts a program of the host's, as root, whatever RLIMIT_CORE is: unless it is 1.
+    import resource
+    attempt("lower", lambda: resource.setrlimit(resource.RLIMIT_CORE, (0, 0)))
+    attempt("prlimit", lambda: resource.prlimit(0, resource.RLIMIT_CORE, (0, 0)))
+    attempt("setrlimit", lambda: syscall(160 if os.uname().machine == "x86_64" else 164, 4, ctypes.create_string_buffer(16)))
+    print(resource.getrlimit(resource.RLIMIT_CORE))
+    """,
+    says="(1, 1)",
 )
 attack(
     "mmap-bomb",
@@ -580,6 +669,29 @@ attack(
     seconds=1,
 )
 attack("one-endless-c-call", "sum(iter(int, 1))", outcome="any", seconds=1)
+attack(
+    "woken-by-a-timer-after-the-call",
+    """
+    # SIGSTOP ends a call; a timer of the kernel's may send the SIGCONT that undoes it.
+    class Event(ctypes.Structure):
+        _fields_ = [("value", ctypes.c_void_p), ("signo", ctypes.c_int), ("notify", ctypes.c_int), ("pad", ctypes.c_int * 12)]
+    event, timer = Event(None, signal.SIGCONT, 0), ctypes.c_int(0)
+    attempt("timer_create", lambda: syscall(222 if os.uname().machine == "x86_64" else 107, 0, ctypes.byref(event), ctypes.byref(timer)))
+    """,
+    says="timer_create refused",
+)
+attack(
+    "woken-by-a-descriptor-after-the-call",
+    """
+    import fcntl
+    read_end, write_end = os.pipe()
+    attempt("F_SETSIG", lambda: fcntl.fcntl(read_end, 10, signal.SIGCONT))
+    attempt("F_SETLEASE", lambda: fcntl.fcntl(os.open("/usr/bin/env", 0), 1024, fcntl.F_RDLCK))
+    with open("mine", "w"): pass
+    attempt("F_SETLEASE of its own", lambda: fcntl.fcntl(os.open("mine", 0), 1024, fcntl.F_RDLCK))
+    """,
+    says="F_SETSIG refused",
+)
 attack("stop-itself", "os.kill(os.getpid(), signal.SIGSTOP)", outcome="any", seconds=1)
 attack(
     "sleep-in-a-child",
@@ -669,6 +781,17 @@ attack(
     "result-of-another-run",
     "channel().sock.sendall(frame('R', {'run': 999}))\ntime.sleep(0.5)",
     outcome="dead",
+)
+attack(
+    "result-of-the-next-call-ahead-of-it",
+    """
+    # Else the host would take the next call for over, and its code would run on with no clock.
+    def result(run): return frame("R", {"run": run, "error": None, "restored": [], "notes": [], "names": [], "answer": None})
+    run = next(o for o in gc.get_objects() if type(o).__name__ == "Repl").sources[-1].split()[1].rstrip(">")
+    channel().sock.sendall(result(int(run)) + result(int(run) + 1))
+    time.sleep(60)
+    """,
+    outcome="any",
 )
 attack(
     "result-with-wrong-types",
