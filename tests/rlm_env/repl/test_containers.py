@@ -96,9 +96,13 @@ async def test_nothing_is_left_in_the_box(repl, box):
 
 
 async def test_a_time_limit_in_the_box(repl, box):
-    client = await repl(runtime=await box(), call_seconds=0.3, interrupt_grace_seconds=0.3)
+    runtime = await box()
+    client = await repl(runtime=runtime, call_seconds=0.3, interrupt_grace_seconds=20)
     assert (await client.run("import time; time.sleep(60)")).error == "KeyboardInterrupt"
-    result = await client.run("while True:\n    try: time.sleep(60)\n    except KeyboardInterrupt: pass")
+    client = await repl(runtime=runtime, call_seconds=0.3, interrupt_grace_seconds=0.3)
+    result = await client.run(
+        "import time\nwhile True:\n    try: time.sleep(60)\n    except KeyboardInterrupt: pass"
+    )
     assert result.restarted
 
 

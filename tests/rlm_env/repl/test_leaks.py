@@ -43,9 +43,10 @@ async def test_sixty_episodes_ten_at_a_time_with_workers_killed_at_random(runtim
                 for turn in range(4):
                     pid = client._worker.process._process.pid
                     namespaces.update(namespaces_of(pid))
-                    code = "import time\ntime.sleep(0.05)\nr = llm_query(context)\n"
-                    call = asyncio.create_task(client.run(f"{code}answer['content'] = '{turn}'\nr"))
                     killed = rng.random() < 0.3
+                    # One that is to be killed cannot be done before.
+                    code = f"import time\ntime.sleep({60 if killed else 0.02})\nr = llm_query(context)\n"
+                    call = asyncio.create_task(client.run(f"{code}answer['content'] = '{turn}'\nr"))
                     if killed:
                         await asyncio.sleep(rng.random() * 0.04)
                         os.killpg(pid, signal.SIGKILL)

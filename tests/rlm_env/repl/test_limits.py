@@ -31,7 +31,7 @@ async def test_code_over_its_time_is_interrupted_and_its_state_is_kept(repl, cod
     assert result.timed_out
     assert not result.restarted
     assert result.output.startswith("before\n")
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 30  # and not the 60 that it asked for
     assert (await client.run("kept")).output == "'here'\n"
 
 
@@ -40,9 +40,9 @@ async def test_a_host_call_is_interrupted_only_by_cancelling(repl):
         await asyncio.sleep(60)
         return {}
 
-    client = await repl(handler=handler, call_seconds=0.2)
+    client = await repl(handler=handler, call_seconds=1)
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(client.run("llm_query('x')"), 1)
+        await asyncio.wait_for(client.run("llm_query('x')"), 2.5)
     result = await client.run("'back'")
     assert result.output == "'back'\n"
     assert client.restarts == 1
@@ -131,16 +131,16 @@ async def test_bytes_that_are_no_text_are_shown_and_counted(repl):
 async def test_nothing_of_the_models_runs_between_calls(repl):
     client = await repl()
     code = (
-        "import threading, time\nticks = 0\n"
-        "def tick():\n    global ticks\n    while True:\n        ticks += 1\n        time.sleep(0.005)\n"
-        "threading.Thread(target=tick, daemon=True).start(); time.sleep(0.1)"
+        "import threading, time\nticks = []\n"
+        "def tick():\n    while True:\n        ticks.append(time.monotonic())\n        time.sleep(0.005)\n"
+        "threading.Thread(target=tick, daemon=True).start()\nwhile len(ticks) < 5: time.sleep(0.01)"
     )
     await client.run(code)
-    first = int((await client.run("ticks")).output)
-    await asyncio.sleep(0.6)
-    assert int((await client.run("ticks")).output) - first < 20
-    await client.run("time.sleep(0.3)")
-    assert int((await client.run("ticks")).output) - first > 20
+    await asyncio.sleep(1.5)
+    result = await client.run(
+        "while len(ticks) < 20: time.sleep(0.01)\nmax(b - a for a, b in zip(ticks, ticks[1:]))"
+    )
+    assert float(result.output) > 1.4, "it ran on while the host was waiting"
 
 
 async def test_closing_during_a_call_ends_it(repl):

@@ -36,15 +36,15 @@ async def test_a_batch_of_256_keeps_order_and_loses_nothing(repl):
 
 async def test_time_spent_waiting_does_not_count_against_the_limit(repl):
     async def slow(name, payload):
-        await asyncio.sleep(1.2)
+        await asyncio.sleep(2.5)
         return {"results": [{"text": "late"}], "limit": None}
 
-    client = await repl(handler=slow, call_seconds=0.6)
+    client = await repl(handler=slow, call_seconds=2)
     result = await client.run("import time\ntime.sleep(0.1)\nllm_query('x')")
     assert result.output == "'late'\n"
     assert not result.timed_out
-    assert result.wait_seconds >= 1.2
-    assert 0.1 <= result.seconds < 0.6
+    assert result.wait_seconds >= 2.5
+    assert 0.1 <= result.seconds < 2
 
 
 async def test_the_limit_still_holds_after_waiting(repl):
@@ -53,7 +53,7 @@ async def test_the_limit_still_holds_after_waiting(repl):
     result = await client.run("for i in range(50): llm_query('x')\nwhile True: pass")
     assert result.timed_out
     assert result.error == "KeyboardInterrupt"
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
 
 
 FAILING = {
@@ -211,7 +211,7 @@ async def test_a_thread_that_still_waits_when_the_call_ends_is_told_at_the_next(
     code = (
         "import threading, time\nseen = []\n"
         "def ask():\n    try: llm_query('x')\n    except SubCallError as e: seen.append(str(e))\n"
-        "thread = threading.Thread(target=ask); thread.start(); time.sleep(0.2)"
+        "thread = threading.Thread(target=ask); thread.start(); time.sleep(1)"
     )
     assert (await client.run(code)).error is None
     assert "ended before" in (await client.run("thread.join(); seen[0]")).output
