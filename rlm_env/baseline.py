@@ -12,10 +12,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlm_env.calls import CallError, parse_arguments
+from rlm_env.calls import CallError, ModelFailure, parse_arguments
 from rlm_env.config import Messages
 from rlm_env.limits import Ledger, StopReason
-from rlm_env.loop import ModelFailure, python_tool
+from rlm_env.loop import python_tool
 from rlm_env.metrics import BlockRecord, NodeRecord, TurnRecord
 from rlm_env.prompts import block_text
 from rlm_env.repl import ReplClient, ReplFailure

@@ -78,6 +78,14 @@ class CallError(Exception):
         self.status = status
 
 
+class ModelFailure(Exception):
+    """The RLM's own model call failed for good; the episode is an infrastructure error."""
+
+    def __init__(self, error: CallError) -> None:
+        super().__init__(str(error))
+        self.status = error.status
+
+
 @dataclass
 class Completion:
     """One reply of the model."""

@@ -30,10 +30,10 @@ from verifiers.v1.trace import Trace
 from verifiers.v1.types import Messages as VfMessages
 
 from rlm_env.baseline import BaselineChat
-from rlm_env.calls import ModelCalls, SessionLease
+from rlm_env.calls import ModelCalls, ModelFailure, SessionLease
 from rlm_env.config import Messages, RLMHarnessConfig
 from rlm_env.limits import LIMIT_REASONS, Ledger, StopReason
-from rlm_env.loop import ModelFailure, RLMNode
+from rlm_env.loop import RLMNode
 from rlm_env.metrics import METRIC_NAMES, Recorder
 from rlm_env.repl import FunctionSpec, IsolationUnavailable, ReplClient, ReplStartError
 from rlm_env.subcalls import Shared

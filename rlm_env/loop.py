@@ -13,13 +13,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from verifiers.v1.errors import SandboxError
-
-from rlm_env.calls import CallError, Completion, parse_arguments
+from rlm_env.calls import CallError, Completion, ModelFailure, parse_arguments
+from rlm_env.children import rlm_batch
 from rlm_env.config import Messages, RLMHarnessConfig
 from rlm_env.fences import python_blocks
 from rlm_env.limits import Ledger, StopReason
-from rlm_env.metrics import BlockRecord, CallRecord, NodeRecord, TurnRecord
+from rlm_env.metrics import BlockRecord, NodeRecord, TurnRecord
 from rlm_env.prompts import (
     CUT_REPLY,
     NO_CODE_FENCE,
@@ -31,7 +30,7 @@ from rlm_env.prompts import (
     skipped_note,
 )
 from rlm_env.repl import ReplClient, ReplFailure, ReplResult
-from rlm_env.subcalls import Shared, check_prompts, error_entry, grant, llm_batch
+from rlm_env.subcalls import Shared, check_prompts, llm_batch
 from rlm_env.toolbox import ToolFailure
 
 
@@ -53,14 +52,6 @@ def python_tool(config: RLMHarnessConfig) -> dict[str, Any]:
             },
         },
     }
-
-
-class ModelFailure(Exception):
-    """The RLM's own model call failed for good; the episode is an infrastructure error."""
-
-    def __init__(self, error: CallError) -> None:
-        super().__init__(str(error))
-        self.status = error.status
 
 
 @dataclass
@@ -92,12 +83,13 @@ class RLMNode:
     _notes: list[str] = field(default_factory=list)
     _fold: tuple[int, str] | None = None
     _turn_calls: list[str] = field(default_factory=list)
-    _child_slots: asyncio.Semaphore = field(init=False)
+    child_slots: asyncio.Semaphore = field(init=False)
+    """Bounds the children that run at the same time."""
 
     def __post_init__(self) -> None:
         self.record = NodeRecord(self.path, self.depth, self.parent_call)
         self.shared.recorder.nodes.append(self.record)
-        self._child_slots = asyncio.Semaphore(self.config.limits.max_parallel_children)
+        self.child_slots = asyncio.Semaphore(self.config.limits.max_parallel_children)
 
     @property
     def config(self) -> RLMHarnessConfig:
@@ -339,7 +331,7 @@ class RLMNode:
             return await llm_batch(
                 self.shared, self.ledger, prompts, scope=self.path, turn=turn, turn_calls=self._turn_calls
             )
-        return await self._rlm_batch(prompts, contexts, turn)
+        return await rlm_batch(self, prompts, contexts, turn=turn, turn_calls=self._turn_calls)
 
     async def _handle_tool(self, payload: dict[str, Any]) -> dict[str, Any]:
         name, args, kwargs = payload.get("name"), payload.get("args") or [], payload.get("kwargs") or {}
@@ -354,66 +346,22 @@ class RLMNode:
         except ToolFailure as error:
             return {"error": {"type": "ToolError", "message": str(error)}}
 
-    async def _rlm_batch(self, prompts: list[str], contexts: list[Any], turn: int) -> dict[str, Any]:
-        granted, limit = grant(self.ledger, len(prompts))
-        started = time.monotonic()
-        batch = self.shared.recorder.batch("rlm_batch", len(prompts), turn, self.path)
-        nodes: list[tuple[RLMNode, CallRecord]] = []
-        for prompt, context in list(zip(prompts, contexts, strict=True))[:granted]:
-            call_id = f"{self.path}rlm.{self.children}"
-            self.children += 1
-            record = CallRecord(call_id, "rlm", batch.batch, turn)
-            self.shared.recorder.calls.append(record)
-            self._turn_calls.append(call_id)
-            node = RLMNode(
-                shared=self.shared,
-                ledger=self.ledger.child(granted),
-                start_repl=self.start_repl,
-                head=[{"role": "user", "content": prompt}],
-                packages=self.packages,
-                context=context,
-                path=f"{call_id}.",
-                depth=self.depth + 1,
-                parent_call=call_id,
-                deadline=self.deadline,
-            )
-            nodes.append((node, record))
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._child(node, record)) for node, record in nodes]
-        finally:
-            batch.seconds = time.monotonic() - started
-        results = [task.result() for task in tasks]
-        if limit is not None:
-            results += [error_entry(limit["type"], limit["message"])] * (len(prompts) - granted)
-        return {"results": results, "limit": limit}
-
-    async def _child(self, node: RLMNode, record: CallRecord) -> dict[str, Any]:
-        begun = time.monotonic()
-        try:
-            async with self._child_slots:
-                await node.open()
-                reason = await node.run()
-            if node.answer_ready:
-                return {"text": node.answer}
-            record.error = f"SubCallFailedError: ended by {reason} without an answer"
-            # What it had written is offered as part of the message, never as a reply.
-            return error_entry(
-                "SubCallFailedError",
-                f"the child ended by {reason} before its answer was ready; it had written: "
-                f"{node.answer[:2000]!r}",
-            )
-        except (ModelFailure, SandboxError) as error:
-            record.error = f"SubCallFailedError: {error}"
-            return error_entry("SubCallFailedError", str(error))
-        finally:
-            record.seconds = time.monotonic() - begun
-            for turn in node.record.turns:
-                record.request_ids.append(turn.request_id)
-                record.turns += 1
-                record.prompt_tokens += turn.prompt_tokens
-                record.completion_tokens += turn.completion_tokens
-            await node.close()
+    def child(self, prompt: str, context: Any, siblings: int) -> RLMNode:
+        """One of ``siblings`` child RLMs that are started together; they share what this one has left."""
+        call_id = f"{self.path}rlm.{self.children}"
+        self.children += 1
+        return RLMNode(
+            shared=self.shared,
+            ledger=self.ledger.child(siblings),
+            start_repl=self.start_repl,
+            head=[{"role": "user", "content": prompt}],
+            packages=self.packages,
+            context=context,
+            path=f"{call_id}.",
+            depth=self.depth + 1,
+            parent_call=call_id,
+            deadline=self.deadline,
+        )
 
     # --- folding ---
 
