@@ -2,7 +2,8 @@
 
 Frames are described in ``worker.py``. Invariant: whatever the bytes, ``FrameReader`` either yields a frame
 that passed every check or raises ``BadFrame``; it holds at most one frame of ``max_bytes``, decodes only
-JSON, and refuses JSON whose decoded size would be out of proportion to its bytes.
+JSON, and refuses JSON whose decoded size would be out of proportion to its bytes. No text of a frame holds a
+lone surrogate, which can neither be sent to a model nor written to a trace.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ MAX_VALUES = 1_000_000
 """Most JSON values in one frame. ``[[],[],...`` takes 3 bytes an item on the wire and 64 in memory."""
 
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_LONE = re.compile("[\ud800-\udfff]")
 _KINDS = frozenset(b"HQORDE")
 
 
@@ -64,16 +67,30 @@ class FrameReader:
 
 
 def decode(payload: bytes) -> dict[str, Any]:
-    """One JSON object, or ``BadFrame``. NaN and infinities are refused: they are not JSON."""
+    """One JSON object, or ``BadFrame``. NaN and infinities are refused: they are not JSON. Lone surrogates
+    become U+FFFD."""
     if _values(payload) > MAX_VALUES and _values(_STRINGS.sub(b'""', payload)) > MAX_VALUES:
         raise BadFrame(f"more than {MAX_VALUES:,} values in one frame")
     try:
         body = json.loads(payload.decode("ascii"), parse_constant=_refuse)
+        if _SURROGATE.search(payload) is not None:
+            body = _sendable(body)
     except (ValueError, RecursionError) as error:
         raise BadFrame(f"not JSON: {error}"[:200]) from None
     if not isinstance(body, dict):
         raise BadFrame(f"a JSON {type(body).__name__} where an object belongs")
     return body
+
+
+def _sendable(value: Any) -> Any:
+    """``value`` with each lone surrogate of its texts replaced by U+FFFD. Pairs are characters already."""
+    if isinstance(value, str):
+        return _LONE.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [_sendable(item) for item in value]
+    if isinstance(value, dict):
+        return {_sendable(key): _sendable(item) for key, item in value.items()}
+    return value
 
 
 def _values(payload: bytes) -> int:

@@ -227,3 +227,20 @@ async def test_folding_drops_old_turns_and_keeps_the_data():
     assert "a holds old" in last.first_user
     # Each sampled reply is sampled in exactly one node, so it is trained once.
     assert sum(node.sampled for node in trace.nodes) == 4
+
+
+async def test_text_that_no_model_and_no_trace_can_hold_does_no_harm():
+    """Lone surrogates, which Python text may hold: else a policy could turn a bad answer into an episode
+    that cannot be sent on or saved, and so is never scored."""
+    policy = sequence(
+        fence("print('first')"),
+        fence("globals()['n\\ud800'] = 1\nfold(1, 'note \\ud800')\nprint(llm_query('[sub] \\udfff!'))"),
+        "sub says \ufffd",
+        fence("answer['content'] = 'a\\ud800b'\nanswer['ready'] = True"),
+    )
+    trace, server = await episode(policy, demo(reference="a\ufffdb"), folding=True)
+    assert trace.ok, trace.errors
+    assert trace.reward == 1.0
+    assert server.requests[2].last == "[sub] \ufffd!"
+    assert "note \ufffd" in server.requests[3].first_user
+    assert json.loads(trace.model_dump_json())["root_reply"] == "a\ufffdb"

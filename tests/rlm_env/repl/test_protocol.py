@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from rlm_env.repl.protocol import MAX_VALUES, BadFrame, Frame, FrameReader, cut, decode, field, strings
 from rlm_env.repl.worker import Output, pack, pack_json
 
-text = st.text(st.characters(exclude_categories=()), max_size=40)
+text = st.text(st.characters(exclude_categories=("Cs",)), max_size=40)
+any_text = st.text(st.characters(exclude_categories=()) | st.characters(categories=("Cs",)), max_size=40)
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | text,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4),
@@ -33,6 +34,19 @@ def test_frames_come_out_as_they_went_in_however_the_stream_is_cut(frames, data)
         stream = stream[size:]
         got += list(reader)
     assert got == [Frame(kind, body) for kind, body in frames]
+
+
+@given(any_text, any_text)
+@settings(deadline=None, max_examples=200)
+def test_lone_surrogates_become_replacement_characters_and_pairs_stay(key, value):
+    """They can be sent to no model and written to no trace."""
+
+    def as_utf16(text):  # whose decoder pairs surrogates and replaces the others
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+    frame = decode(json.dumps({"payload": [{key: value}, "\U0001f600 \\ud800"]}).encode("ascii"))
+    assert frame == {"payload": [{as_utf16(key): as_utf16(value)}, "\U0001f600 \\ud800"]}
+    json.dumps(frame, ensure_ascii=False).encode()
 
 
 @given(st.binary(max_size=300))

@@ -205,7 +205,7 @@ async def test_the_answer_is_reported_and_kept(repl):
     result = await client.run("1/0")
     assert result.answer.content == "draft"
     result = await client.run("answer['content'] += ' two \\ud800'\nanswer['ready'] = True")
-    assert (result.answer.content, result.answer.ready) == ("draft two \ud800", True)
+    assert (result.answer.content, result.answer.ready) == ("draft two \ufffd", True)
     assert client.answer == result.answer
 
 
