@@ -29,6 +29,7 @@ from verifiers.v1.task import TaskData
 from verifiers.v1.trace import Trace
 from verifiers.v1.types import Messages as VfMessages
 
+from rlm_env import host_urls
 from rlm_env.baseline import BaselineChat
 from rlm_env.calls import ModelCalls, ModelFailure, SessionLease
 from rlm_env.config import Messages, RLMHarnessConfig
@@ -52,6 +53,9 @@ class RLMHarness(vf.Harness[RLMHarnessConfig]):
     EXECUTES_CODE = True
     NEEDS_CONTAINER = False
 
+    async def setup(self, runtime: Runtime) -> None:
+        host_urls.remember(runtime)
+
     async def session(
         self,
         ctx: ModelContext,
@@ -63,6 +67,9 @@ class RLMHarness(vf.Harness[RLMHarnessConfig]):
         data: TaskData,
         tool_interception_url: str | None = None,
     ) -> RLMSession:
+        # They are for a program in the container; the loop runs out here.
+        endpoint = host_urls.on_host(runtime, endpoint)
+        mcp_urls = {name: host_urls.on_host(runtime, url) for name, url in mcp_urls.items()}
         return RLMSession(self, ctx, trace, runtime, endpoint, secret, mcp_urls, data, tool_interception_url)
 
     async def launch(

@@ -14,6 +14,8 @@ from verifiers.v1.errors import SandboxError
 from verifiers.v1.runtimes.subprocess import SubprocessConfig, SubprocessRuntime
 
 from rlm_env.repl import ReplStartError
+from tests.fakes.policies import fence, finish, script
+from tests.rlm_env.episodes import demo, episode
 
 PYTHON = shutil.which("python3")
 
@@ -142,3 +144,15 @@ async def test_without_isolation_it_works_and_cleans_up(repl):
     await client.close()
     assert not folder_exists(os.path.dirname(folder))
     assert not running(["sleep", "8642"])
+
+
+async def test_addresses_made_for_the_box_are_not_used_on_the_host(monkeypatch):
+    """Docker's ``host_url`` gives a port of the container's own network; the loop runs outside of it."""
+    monkeypatch.setattr(
+        SubprocessRuntime,
+        "host_url",
+        lambda self, url: url.replace("http://", "http://127.0.0.1:1/callback/"),
+    )
+    trace, _ = await episode(script(fence(finish("1"))), demo(reference="1"))
+    assert trace.ok, trace.errors
+    assert trace.reward == 1.0
