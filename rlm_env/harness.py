@@ -291,7 +291,11 @@ class Episode:
         for attempt in range(_START_ATTEMPTS):
             try:
                 return await ReplClient.start(
-                    self.session.runtime, self.config.repl, on_sub_error=self.config.on_sub_error, **what
+                    self.session.runtime,
+                    self.config.repl,
+                    on_sub_error=self.config.on_sub_error,
+                    hidden=taskset_modules() if self.config.repl.hide_tasksets else (),
+                    **what,
                 )
             except IsolationUnavailable:
                 raise  # it will not be there on a second try either
@@ -301,6 +305,14 @@ class Episode:
                     raise SandboxError(str(error)) from error
                 logger.warning("starting the REPL failed (attempt %d): %s", attempt + 1, error)
         raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def taskset_modules() -> list[str]:
+    """Top-level modules of the tasksets that this process has loaded, verifiers' own apart."""
+    classes: list[type] = [vf.Taskset]
+    for cls in classes:  # grows as it goes
+        classes += cls.__subclasses__()
+    return sorted({cls.__module__.partition(".")[0] for cls in classes} - {"verifiers", "__main__"})
 
 
 FOLD = FunctionSpec(

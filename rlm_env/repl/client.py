@@ -54,6 +54,7 @@ class ReplClient:
         depth_functions: Sequence[str],
         on_sub_error: Literal["raise", "marker"],
         handler: HostHandler,
+        hidden: Sequence[str],
     ) -> None:
         self.config = config
         self.plan = isolation.resolve(config, runtime.type)
@@ -63,6 +64,7 @@ class ReplClient:
         self.restarts = 0
         self._runtime = runtime
         self._handler = handler
+        self._hidden = tuple(hidden)
         self._handover = Handover(
             context=context,
             files={
@@ -95,13 +97,15 @@ class ReplClient:
         depth_functions: Sequence[str] = ("llm_batch", "llm_query"),
         on_sub_error: Literal["raise", "marker"] = "raise",
         handler: HostHandler,
+        hidden: Sequence[str] = (),
     ) -> ReplClient:
         """Start a worker in ``runtime`` and hand it the data.
 
         ``context``: JSON data (str of any size, list, dict, number or None), the variable ``context``.
         ``context_files``: relative path -> body, written to the working directory. ``depth_functions``:
         which of ``llm_batch``, ``llm_query``, ``rlm_batch``, ``rlm_query`` exist. ``on_sub_error``: what
-        failed sub-calls become, an exception or falsy markers among the results.
+        failed sub-calls become, an exception or falsy markers among the results. ``hidden``: top-level
+        modules of the interpreter's packages that are not there for model code, where we confine it.
 
         Raises ValueError / TypeError for data or functions that cannot be handed over, ReplStartError (with
         the cure) when no worker can be started, IsolationUnavailable when it cannot be confined as asked.
@@ -115,6 +119,7 @@ class ReplClient:
             depth_functions=depth_functions,
             on_sub_error=on_sub_error,
             handler=handler,
+            hidden=hidden,
         )
         watch_by_pidfd()
         client._worker = await client._open()
@@ -128,7 +133,7 @@ class ReplClient:
         try:
             async with asyncio.timeout(config.start_seconds):
                 folder = await self._ship() if plan.backend == "container" else None
-                worker = await self._launch(plan.command(config, folder))
+                worker = await self._launch(plan.command(config, folder, self._hidden))
                 handing = asyncio.create_task(self._hand_over(worker))
                 try:
                     await self._await_hello(worker)

@@ -20,6 +20,9 @@ class ReplConfig(BaseConfig):
     else Linux namespaces with Landlock; refuses to start where neither works. ``none``: no confinement, the
     code can do all that you can. Container and remote runtimes are the confinement themselves, and ignore
     this."""
+    hide_tasksets: bool = True
+    """Keep the packages of tasksets, which may hold reference answers or what makes them, out of the Python
+    that model code sees (in ``bwrap`` and ``namespaces``). Off, REPL code can import and read them."""
     python: str | None = None
     """Interpreter (>= 3.8) that runs model code, with the packages installed for it. Unset: the one that
     runs the harness, in the ``subprocess`` runtime; ``python3`` elsewhere."""

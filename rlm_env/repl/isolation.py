@@ -19,7 +19,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -91,9 +91,13 @@ class Plan:
     def isolated(self) -> bool:
         return self.backend in ("bwrap", "namespaces")
 
-    def command(self, config: ReplConfig, worker_dir: str | None = None) -> list[str]:
-        """The argv that starts a worker. ``worker_dir``: where worker.py lies, in a container."""
-        settings = json.dumps(self._settings(config))
+    def command(
+        self, config: ReplConfig, worker_dir: str | None = None, hidden: Collection[str] = ()
+    ) -> list[str]:
+        """The argv that starts a worker. ``worker_dir``: where worker.py lies, in a container. ``hidden``:
+        top-level modules that are not shown, see ``places``."""
+        covered = places(self.interpreter, hidden) if self.isolated and self.interpreter else []
+        settings = json.dumps(self._settings(config, covered))
         if self.backend == "container":
             return [config.python or "python3", *FLAGS, "-B", "-c", BOOT, str(worker_dir), settings]
         assert self.interpreter is not None
@@ -101,10 +105,10 @@ class Plan:
         # env -i: whatever the host's environment holds, it is not in the worker's, nor in its /proc entry.
         clean = ["/usr/bin/env", "-i", *(f"{name}={value}" for name, value in ENVIRONMENT.items())]
         if self.backend == "bwrap":
-            return [*clean, *self._bwrap(config), *python, INSIDE, settings]
+            return [*clean, *self._bwrap(config, covered), *python, INSIDE, settings]
         return [*clean, *python, str(WORKER.parent), settings]
 
-    def _settings(self, config: ReplConfig) -> dict[str, Any]:
+    def _settings(self, config: ReplConfig, covered: Sequence[str]) -> dict[str, Any]:
         links, binds = view(self.interpreter) if self.interpreter is not None else ([], [])
         program = seccomp.program(platform.machine()) if self.isolated else None
         return {
@@ -116,6 +120,7 @@ class Plan:
             "binds": [(os.path.realpath(path), path) for path in binds]
             if self.backend == "namespaces"
             else [],
+            "covered": list(covered) if self.backend == "namespaces" else [],
             "site": None if self.interpreter is None else list(self.interpreter.site),
             "landlock": self.isolated and landlock_abi() > 0,
             "seccomp": base64.b64encode(program).decode() if program else "",
@@ -129,7 +134,7 @@ class Plan:
             "scratch_mb": config.scratch_mb,
         }
 
-    def _bwrap(self, config: ReplConfig) -> list[str]:
+    def _bwrap(self, config: ReplConfig, covered: Sequence[str]) -> list[str]:
         assert self.interpreter is not None
         argv = [shutil.which("bwrap") or "bwrap", "--die-with-parent", "--as-pid-1"]
         argv += ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
@@ -146,6 +151,11 @@ class Plan:
             argv += ["--symlink", target, path]
         for path in binds:
             argv += ["--ro-bind", os.path.realpath(path), path]
+        for path in covered:
+            if os.path.isdir(path):
+                argv += ["--tmpfs", path, "--remount-ro", path]
+            else:
+                argv += ["--ro-bind", "/dev/null", path]
         argv += ["--ro-bind", str(WORKER), f"{INSIDE}/worker.py"]
         for compiled in WORKER.parent.glob("__pycache__/worker.*.pyc"):
             argv += ["--ro-bind", str(compiled), f"{INSIDE}/__pycache__/{compiled.name}"]
@@ -230,6 +240,19 @@ def view(python: Interpreter) -> tuple[list[tuple[str, str]], list[str]]:
         if os.path.isdir(path) and not covered and not os.path.islink(path):
             binds.append(path)
     return links, binds
+
+
+def places(python: Interpreter, modules: Collection[str]) -> list[str]:
+    """Where top-level ``modules`` lie in the view of ``python``: package folders, single files, compiled
+    forms. Covered there, they can be neither imported nor read."""
+    _, binds = view(python)
+    sites = [path for site in python.site for path in (site, os.path.realpath(site))]
+    found = []
+    for folder in dict.fromkeys(path for site in sites for path in (site, f"{site}/__pycache__")):
+        if os.path.isdir(folder) and any(folder.startswith(f"{bound}/") for bound in binds):
+            names = (name for name in os.listdir(folder) if name.partition(".")[0] in modules)
+            found += [f"{folder}/{name}" for name in sorted(names)]
+    return found
 
 
 def _parents(paths: Sequence[str]) -> list[str]:

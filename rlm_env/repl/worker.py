@@ -1222,6 +1222,12 @@ def build_view(kernel, config):
             open(target, "w").close()
         kernel.mount("/old" + source, target, None, MS_BIND | MS_REC)
         kernel.set_mount(target, ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV)
+    for path in config["covered"]:
+        if os.path.isdir("/new" + path):
+            kernel.mount("tmpfs", "/new" + path, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755,size=4k")
+        else:
+            kernel.mount("/old/dev/null", "/new" + path, None, MS_BIND)
+        kernel.set_mount("/new" + path, ATTR_RDONLY | ATTR_NOSUID)
     os.makedirs("/new/dev", exist_ok=True)
     for name in ("null", "zero", "full", "random", "urandom"):
         open("/new/dev/" + name, "w").close()

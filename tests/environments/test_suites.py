@@ -20,6 +20,7 @@ import verifiers.v1 as vf
 from packaging.requirements import Requirement
 from verifiers.v1.cli.eval import main as vf_eval
 
+from rlm_env.repl import ReplClient
 from tests.environments.episodes import run
 from tests.fakes import FakeModelServer
 from tests.fakes.policies import fence, finish, script
@@ -71,8 +72,7 @@ def test_verifiers_loads_every_mode_with_the_same_tasks_and_tips_that_can_be_str
 
 
 async def test_no_suite_is_in_the_sandbox() -> None:
-    """The generators and the mini splits' files hold references: code must find neither. (A suite installed
-    into the REPL's own interpreter, and not with `pip install -e`, would be there.)"""
+    """The generators and the mini splits' files hold references: code must find neither."""
     look = f"""
 import importlib, pathlib, sys
 found = []
@@ -93,6 +93,22 @@ print(found, len(sys.path))
     assert found is not None, observation
     assert found[1] == ""
     assert int(found[2]) > 1
+
+
+async def test_the_harness_hides_the_suite_that_is_played(monkeypatch) -> None:
+    start, hidden = ReplClient.start, []
+
+    async def spy(*args, **kwargs):
+        hidden.append(kwargs["hidden"])
+        return await start(*args, **kwargs)
+
+    monkeypatch.setattr(ReplClient, "start", spy)
+    for suite in ("verbatim-copy", "math-python"):
+        taskset = {"id": suite, "split": "mini", "num_tasks": 1}
+        await run(taskset, script(fence(finish("'x'"))))
+        assert suite.replace("-", "_") in hidden[-1]
+        await run(taskset, script(fence(finish("'x'"))), harness={"repl": {"hide_tasksets": False}})
+        assert hidden[-1] == ()
 
 
 # ---- the READMEs

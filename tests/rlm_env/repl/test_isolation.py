@@ -259,3 +259,65 @@ async def test_a_python_below_tmp_can_be_confined(repl, venv_below_tmp, backend)
         "try: open('/tmp/x', 'w')\nexcept OSError as error: print(error.errno)"
     )
     assert result.output.split() == [f"['{os.path.basename(venv_below_tmp)}']", "3", "30"]
+
+
+@pytest.fixture(scope="module")
+def with_a_suite(tmp_path_factory):
+    """The interpreter of an environment in which a suite is installed: a package with data, a module."""
+    root = tmp_path_factory.mktemp("env") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(root)], check=True)
+    (site,) = root.glob("lib/python*/site-packages")
+    for name in ("suite", "other"):
+        (site / name / "data").mkdir(parents=True)
+        (site / name / "__init__.py").write_text("REFERENCE = 42\n")
+        (site / name / "data" / "mini.jsonl").write_text('{"answer": 42}\n')
+    (site / "suite_module.py").write_text("REFERENCE = 42\n")
+    (site / "suites_alike.py").write_text("REFERENCE = 0\n")
+    subprocess.run([str(root / "bin/python"), "-m", "compileall", "-q", str(site)], check=True)
+    assert list(site.glob("__pycache__/suite_module.*.pyc"))
+    return root / "bin" / "python", site
+
+
+LOOK = """
+import importlib, os
+def look(name):
+    try:
+        return importlib.import_module(name).REFERENCE
+    except Exception as error:
+        return type(error).__name__
+print([look(name) for name in ("suite", "suite_module", "other", "suites_alike")])
+found = []
+for folder, _, names in os.walk("SITE"):
+    for name in names:
+        try:
+            with open(os.path.join(folder, name), "rb") as file:
+                text = file.read()
+        except PermissionError:
+            continue
+        if text and "suite" in folder + name and "alike" not in name:
+            found.append(name)
+print(found)
+for change in (lambda: open("SITE/suite/x", "w"), lambda: os.rmdir("SITE/suite")):
+    try:
+        change()
+    except OSError as error:
+        print(error.strerror)
+"""
+
+
+@linux
+@pytest.mark.parametrize("backend", ["bwrap", "namespaces"])
+async def test_hidden_modules_can_be_neither_imported_nor_read(repl, with_a_suite, backend):
+    if backend == "bwrap" and not shutil.which("bwrap"):
+        pytest.skip("bubblewrap is not installed")
+    python, site = with_a_suite
+    code = LOOK.replace("SITE", str(site))
+    settings = {"isolation": backend, "python": str(python)}
+    open_to_all = await (await repl(**settings)).run(code)
+    assert "[42, 42, 42, 0]" in open_to_all.output
+    assert "mini.jsonl" in open_to_all.output
+    result = await (await repl(**settings, hidden=["suite", "suite_module"])).run(code)
+    imports, found, *refused = result.output.splitlines()
+    assert imports == "['AttributeError', 'ModuleNotFoundError', 42, 0]"  # the folder is there, and empty
+    assert found == "[]"
+    assert len(refused) == 2
