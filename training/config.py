@@ -310,7 +310,28 @@ class TrainConfig(BaseConfig):
                     f"env.{role}.sampling is set: training samples by [sampling], at the temperature that "
                     "the trainer scores at. Move the values there."
                 )
+            self._check_clock(role, agent)
         return self
+
+    def _check_clock(self, role: str, agent: vf.AgentConfig) -> None:
+        """An episode that is cut off from outside is left out of its group. A policy that is able to stall
+        would learn to, whenever it expects a bad reward; so the harness's own limit, which scores what there
+        is, has to come first."""
+        limits = getattr(agent.harness, "limits", None)
+        if limits is None or "episode_seconds" not in type(limits).model_fields:
+            return
+        own = limits.episode_seconds
+        for name, outer in (
+            ("rollout.episode_seconds", self.rollout.episode_seconds),
+            (f"env.{role}.timeout.rollout", agent.timeout.rollout),
+        ):
+            if outer is not None and (own is None or own >= outer):
+                raise ValueError(
+                    f"env.{role}.harness.limits.episode_seconds is "
+                    f"{'not set' if own is None else f'{own:g}'}; it has to be below {name} = {outer:g}. "
+                    "That one leaves the episode out, so a policy could escape a bad reward by stalling; the "
+                    "harness's own ends it with its answer so far and a reward"
+                )
 
 
 def vf_agents(env: vf.EnvConfig) -> dict[str, vf.AgentConfig]:

@@ -107,6 +107,24 @@ def test_command_line_over_file(tmp_path):
         (["--rollout.max-stalenes", "1"], "did you mean 'rollout.max_staleness'?"),
         (["--env.taskset.id", "verbatim-copy"], "model.path is not set"),
         (["--model.path", "m"], "env.taskset.id is not set"),
+        ([*MINIMAL, "--env.agent.harness.id", "rlm-env"], "escape a bad reward by stalling"),
+        (
+            [
+                *MINIMAL,
+                "--env.agent.harness.id",
+                "rlm-env",
+                "--env.agent.harness.limits.episode-seconds",
+                "600",
+            ],
+            "episode_seconds is 600; it has to be below rollout.episode_seconds = 600",
+        ),
+        (
+            [
+                *[*MINIMAL, "--env.agent.harness.id", "rlm-env", "--env.agent.timeout.rollout", "50"],
+                *["--env.agent.harness.limits.episode-seconds", "60"],
+            ],
+            "below env.agent.timeout.rollout = 50",
+        ),
         ([*MINIMAL, "--batch.token-budget", "100", "--batch.max-row-tokens", "200"], "Lower max_row_tokens"),
         ([*MINIMAL, "--env.agent.sampling.temperature", "0.5"], "Move the values there"),
         ([*MINIMAL, "--grpo.group-size", "1"], "greater than or equal to 2"),

@@ -63,7 +63,7 @@ def test_a_step_on_the_rewards_of_a_suite(suite, tiny_tokenizer, tiny_checkpoint
             "env": {
                 "taskset": {"id": suite, "num_tasks": 3, **settings},
                 "agent": {
-                    "harness": {"id": "rlm-env", "tools_for": "repl", "repl": {"call_seconds": 30}},
+                    "harness": {"id": "rlm-env", "tools_for": "repl", "limits": {"episode_seconds": 300}},
                     "runtime": {"type": "subprocess"},
                 },
             },
