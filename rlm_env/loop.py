@@ -8,6 +8,7 @@ nothing of verifiers: it is given model calls, a REPL, a ledger and a recorder.
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -342,7 +343,12 @@ class RLMNode:
         if tool is None or not isinstance(args, list) or not isinstance(kwargs, dict):
             return {"error": {"type": "ToolError", "message": f"there is no function {name!r} in this REPL"}}
         try:
-            return {"value": await toolbox.call(tool.name, toolbox.bind(tool, args, kwargs))}
+            value = await toolbox.call(tool.name, toolbox.bind(tool, args, kwargs))
+            try:
+                json.dumps(value, allow_nan=False)
+            except (TypeError, ValueError, RecursionError) as error:
+                raise ToolFailure(f"{name}: its result is not JSON ({error})") from error
+            return {"value": value}
         except ToolFailure as error:
             return {"error": {"type": "ToolError", "message": str(error)}}
 

@@ -20,6 +20,11 @@ def broken() -> None:
     raise KeyError("nothing here")
 
 
+def not_json(value: float) -> object:
+    """NaN, or an object."""
+    return value if value != value else object()
+
+
 def double(x):
     """Twice x; runs in the worker."""
     import math

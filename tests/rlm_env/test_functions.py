@@ -44,14 +44,16 @@ async def test_worker_functions_run_in_the_worker():
         ("lookup('a', default='many')", "default: Input should be a valid integer"),
         ("slow('long')", "slow: wrong arguments: seconds: Input should be a valid number"),
         ("broken()", "KeyError"),
+        ("not_json('nan')", "not_json: its result is not JSON"),
+        ("not_json(1)", "not_json: its result is not JSON"),
         ("slow(30)", "longer than 0.3 s"),
     ],
 )
 async def test_bad_calls_are_exceptions_that_code_can_catch(call, says):
     code = f"try:\n    {call}\nexcept ToolError as error:\n    print('caught', error)"
-    trace, _ = await run(
-        code, {"fn": f"{HERE}:lookup"}, {"fn": f"{HERE}:broken"}, {"fn": f"{HERE}:slow", "seconds": 0.3}
-    )
+    functions = [{"fn": f"{HERE}:{name}"} for name in ("lookup", "broken", "not_json")]
+    trace, _ = await run(code, *functions, {"fn": f"{HERE}:slow", "seconds": 0.3})
+    assert trace.ok
     shown = observations(trace)[0]
     assert "caught" in shown
     assert says in shown
