@@ -144,7 +144,8 @@ class Plan:
         else:
             argv += ["--unshare-user", "--uid", "1000", "--gid", "1000"]
         links, binds = view(self.interpreter)
-        for folder in _parents([*binds, f"{INSIDE}/__pycache__/x", "/dev/x"]):
+        ends = [*binds, *(path for path, _ in links), f"{INSIDE}/__pycache__/x", "/dev/x"]
+        for folder in _parents(ends):
             # Those that bubblewrap makes itself may be closed to everyone but root.
             argv += ["--perms", "0755", "--dir", folder]
         for path, target in links:
@@ -236,8 +237,12 @@ def view(python: Interpreter) -> tuple[list[tuple[str, str]], list[str]]:
                 f"the Python installation at {path} holds your home directory {home}, so showing the one to "
                 "model code would show the other. Set repl.python to a virtual environment's interpreter"
             )
-        covered = any(path == bound or path.startswith(bound + "/") for bound in binds)
-        if os.path.isdir(path) and not covered and not os.path.islink(path):
+        shown = [*binds, *(link for link, _ in links)]
+        if any(path == other or path.startswith(other + "/") for other in shown):
+            continue
+        if os.path.islink(path):  # its target is among the wanted too
+            links.append((path, os.path.realpath(path)))
+        elif os.path.isdir(path):
             binds.append(path)
     return links, binds
 

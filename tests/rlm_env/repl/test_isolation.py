@@ -94,8 +94,10 @@ def test_the_probe_finds_a_leaky_back_end(monkeypatch, breach, fault):
             argv.remove("--unshare-net")
             argv[-1] = json.dumps({**json.loads(argv[-1]), "landlock": False})
         elif breach == "--bind-tmp":
-            at = argv.index("/tmp")
-            argv[at - 2 : at + 1] = ["--bind", "/tmp", "/tmp"]
+            if argv[argv.index("/tmp") - 2] == "--symlink":  # not when this Python lives below /tmp
+                del argv[argv.index("/tmp") - 2 : argv.index("/tmp") + 1]
+            at = argv.index("--proc")
+            argv[at:at] = ["--bind", "/tmp", "/tmp"]
         else:
             argv.insert(argv.index("-i") + 1, "MY_PASSWORD=x")
         return argv
@@ -321,3 +323,18 @@ async def test_hidden_modules_can_be_neither_imported_nor_read(repl, with_a_suit
     assert imports == "['AttributeError', 'ModuleNotFoundError', 42, 0]"  # the folder is there, and empty
     assert found == "[]"
     assert len(refused) == 2
+
+
+@linux
+@pytest.mark.parametrize("backend", ["bwrap", "namespaces"])
+async def test_an_environment_behind_a_symbolic_link(repl, with_a_suite, backend, tmp_path):
+    if backend == "bwrap" and not shutil.which("bwrap"):
+        pytest.skip("bubblewrap is not installed")
+    python, site = with_a_suite
+    link = tmp_path / "venv"
+    link.symlink_to(python.parents[1])
+    client = await repl(isolation=backend, python=str(link / "bin" / "python"), hidden=["suite"])
+    code = "import os, other\nprint(other.REFERENCE, [os.listdir(f'{site}/suite') for site in SITES])"
+    sites = [str(site), str(link / site.relative_to(python.parents[1]))]
+    result = await client.run(code.replace("SITES", repr(sites)))
+    assert result.output.strip() == "42 [[], []]"
