@@ -7,6 +7,7 @@ that a spawned process takes to import; the last ones use the real process.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import queue
@@ -36,6 +37,13 @@ DEADLINE = 60.0
 
 # Episodes that ignore their cancellation are left behind with their event loop (or process).
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def collect_what_is_left_behind():
+    """Here, where its complaints are expected, and not in some later test."""
+    yield
+    gc.collect()
 
 
 class ThreadProcess:

@@ -37,7 +37,7 @@ SUITES = {
     "oolong": (
         {"split": "mini", "subset": "synth", "max_context_len": 512},
         lambda data: repr(f"Answer: {spoken(synth_golds(data.answer)[0])}"),
-        f"notes = llm_batch([{SUB!r} + line for line in context.splitlines()[:3]])",
+        f"notes = llm_batch([{SUB!r} + context.splitlines()[0]])",
     ),
     "deepdive": (
         {"split": "mini"},
@@ -69,7 +69,7 @@ def test_a_step_on_the_rewards_of_a_suite(suite, tiny_tokenizer, tiny_checkpoint
             },
             "grpo": {"group_size": 4},
             "optim": {"lr": 1e-3},
-            "batch": {"steps": 1, "rows_per_device": 8},
+            "batch": {"steps": 1, "rows_per_device": 8},  # a group: four root and four sub-LLM rows
             "precision": {"device": "cpu"},
             "parity": {"enabled": False},
             "traces": {"every_groups": 1},
