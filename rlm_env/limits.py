@@ -57,11 +57,11 @@ class LimitsConfig(BaseConfig):
     """Sub-LLM requests of one episode in flight at the same time."""
     max_parallel_children: int = Field(4, ge=1)
     """Child RLMs of one node that run at the same time (each holds a REPL process)."""
-    max_root_tokens: int | None = Field(None, ge=1)
-    """Completion tokens the root may sample over the episode."""
-    max_sub_tokens: int | None = Field(None, ge=1)
+    max_root_tokens: int | None = Field(1_000_000, ge=1)
+    """Completion tokens the root may sample over the episode. The default stops a runaway, not a thinker."""
+    max_sub_tokens: int | None = Field(10_000_000, ge=1)
     """Completion tokens all sub-LLMs and children together may sample over the episode."""
-    episode_seconds: float | None = Field(None, gt=0)
+    episode_seconds: float | None = Field(3600.0, gt=0)
     """Wall clock of the episode in seconds, model calls included."""
     near: float = Field(0.2, ge=0, le=1)
     """A limit is mentioned in the observation once this fraction of it, or less, is left."""
