@@ -53,6 +53,8 @@ def row(record: dict[str, Any], episode: dict[str, Any], file: PurePosixPath, ke
         "id": text(record, "id"),
         "episode": text(episode, "id"),
         "file": str(file),
+        # Phases of a run: warmstart, eval_before, rollouts, ...
+        "folder": file.parts[0] if len(file.parts) > 1 and not cell else "",
         "suite": cell.get("suite") or _suite(record, episode),
         "setting": cell.get("setting", ""),
         "mode": cell.get("mode") or text(data, "mode") or _scaffold(record),

@@ -6,6 +6,7 @@
   const SPARE = 8; // rows kept above and below the view
 
   const CHOICES = [
+    ["folder", "folder"],
     ["suite", "suite"],
     ["setting", "setting"],
     ["mode", "mode"],
@@ -19,7 +20,7 @@
   const COLUMNS = [
     { id: "outcome", head: "", title: "Outcome", value: (r) => Object.keys(View.OUTCOMES).indexOf(r.outcome), cell: outcomeCell },
     { id: "suite", head: "suite", value: (r) => r.suite, cell: (r) => [line(r.suite), line(r.task, "muted")] },
-    { id: "mode", head: "mode", value: (r) => r.mode, cell: (r) => [line(r.mode), line(list.settings > 1 ? r.setting : r.step === null ? "" : "step " + r.step, "muted")] },
+    { id: "mode", head: "mode", value: (r) => r.mode, cell: (r) => [line(r.mode), line(list.settings > 1 ? r.setting : r.step === null ? r.folder : "step " + r.step, "muted")] },
     { id: "model", head: "model", value: (r) => r.model, cell: (r) => [line(r.model.split("/").pop()), line(r.agent === "agent" ? "" : r.agent, "muted")] },
     { id: "question", head: "task and answer", value: (r) => r.question, cell: (r) => [line(r.question), line(r.error || (r.answer ? "→ " + r.answer : ""), r.error ? "bad" : "muted")] },
     { id: "reward", head: "reward", numeric: true, value: (r) => (View.isNumber(r.reward) ? r.reward : null), cell: rewardCell },

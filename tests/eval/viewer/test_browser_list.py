@@ -60,6 +60,21 @@ def test_filters_narrow_the_list_and_the_address_keeps_them(browser, results):
         assert "without a reward" in page.texts("#summary")[0]  # errors are not zeros
 
 
+def test_the_phases_of_a_run_are_folders_to_choose_from(browser, tmp_path):
+    for phase, rewards in (("eval_before", (0.0, 0.0, 1.0)), ("eval_after", (1.0, 1.0))):
+        records = [synth.chat(number, reward=reward) for number, reward in enumerate(rewards)]
+        synth.write(tmp_path / phase / "traces.jsonl", records)
+    with served(browser, tmp_path) as (page, _):
+        page.wait(f"document.querySelectorAll('{ROWS}').length === 5")
+        assert {"eval after (2)", "eval before (3)"} <= set(page.texts("#filter-folder option"))
+        page.js(
+            "{const s = document.getElementById('filter-folder'); s.value = '=eval_after'; "
+            "s.dispatchEvent(new Event('change'))}"
+        )
+        assert page.texts(f"{ROWS} .c-mode .cell-line:last-child") == ["eval_after"] * 2
+        assert page.texts("#summary b")[:2] == ["2 of 5 traces", "1.00"]
+
+
 def test_search_finds_words_in_any_order(browser, results):
     with served(browser, results) as (page, index):
         page.wait(f"document.querySelector('{ROWS}')")

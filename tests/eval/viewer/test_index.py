@@ -214,6 +214,7 @@ def test_a_row_says_where_the_cell_is(tmp_path):
         "rlm_tips",
         "org--m__x",
     )
+    assert row["folder"] == ""
     assert row["turns"] == 5
     assert row["sub_calls"] == 6
     assert row["answer"] == "Label: ham"
