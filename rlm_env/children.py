@@ -7,7 +7,6 @@ what it had written is told in the error and is never a reply.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from verifiers.v1.errors import SandboxError
 
 from rlm_env.calls import ModelFailure
 from rlm_env.metrics import CallRecord
-from rlm_env.subcalls import error_entry, grant
+from rlm_env.subcalls import error_entry, grant, in_parallel
 
 if TYPE_CHECKING:
     from rlm_env.loop import RLMNode
@@ -30,25 +29,16 @@ async def rlm_batch(
     for the REPL."""
     recorder = parent.shared.recorder
     granted, limit = grant(parent.ledger, len(prompts))
-    started = time.monotonic()
     batch = recorder.batch("rlm_batch", len(prompts), turn, parent.path)
-    started_children: list[tuple[RLMNode, CallRecord]] = []
+    calls = []
     for prompt, context in list(zip(prompts, contexts, strict=True))[:granted]:
         node = parent.child(prompt, context, granted)
         assert node.parent_call is not None
         record = CallRecord(node.parent_call, "rlm", batch.batch, turn)
         recorder.calls.append(record)
         turn_calls.append(record.id)
-        started_children.append((node, record))
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(_run(parent, node, record)) for node, record in started_children]
-    finally:
-        batch.seconds = time.monotonic() - started
-    results = [task.result() for task in tasks]
-    if limit is not None:
-        results += [error_entry(limit["type"], limit["message"])] * (len(prompts) - granted)
-    return {"results": results, "limit": limit}
+        calls.append(_run(parent, node, record))
+    return await in_parallel(batch, calls, limit)
 
 
 async def _run(parent: RLMNode, node: RLMNode, record: CallRecord) -> dict[str, Any]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import Coroutine, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from rlm_env.calls import CallError, ModelCalls, parse_arguments
 from rlm_env.config import Messages, RLMHarnessConfig
 from rlm_env.limits import Ledger
-from rlm_env.metrics import CallRecord, Recorder
+from rlm_env.metrics import BatchRecord, CallRecord, Recorder
 from rlm_env.prompts import sub_system
 from rlm_env.toolbox import Toolbox, ToolFailure
 
@@ -87,14 +88,7 @@ async def llm_batch(
 ) -> dict[str, Any]:
     """Run ``prompts`` as sub-LLM calls in parallel; the reply payload for the REPL."""
     granted, limit = grant(ledger, len(prompts))
-    started = time.monotonic()
     batch = shared.recorder.batch("llm_batch", len(prompts), turn, scope)
-    records = []
-    for _ in range(granted):
-        record = CallRecord(shared.next_sub(scope), "llm", batch.batch, turn)
-        shared.recorder.calls.append(record)
-        turn_calls.append(record.id)
-        records.append(record)
 
     async def one(prompt: str, record: CallRecord) -> dict[str, Any]:
         begun = time.monotonic()
@@ -109,18 +103,30 @@ async def llm_batch(
         finally:
             record.seconds = time.monotonic() - begun
 
+    calls = []
+    for prompt in prompts[:granted]:
+        record = CallRecord(shared.next_sub(scope), "llm", batch.batch, turn)
+        shared.recorder.calls.append(record)
+        turn_calls.append(record.id)
+        calls.append(one(prompt, record))
+    return await in_parallel(batch, calls, limit)
+
+
+async def in_parallel(
+    batch: BatchRecord, calls: Iterable[Coroutine[Any, Any, dict[str, Any]]], limit: dict[str, str] | None
+) -> dict[str, Any]:
+    """Run the granted ``calls`` of ``batch``; the reply payload: their entries, then ``limit`` as the entry
+    of each call that was not granted."""
+    started = time.monotonic()
     try:
         # A TaskGroup cancels what is in flight when the REPL call is stopped, so that no request outlives it.
         async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(one(prompt, record))
-                for prompt, record in zip(prompts, records, strict=False)
-            ]
+            tasks = [group.create_task(call) for call in calls]
     finally:
         batch.seconds = time.monotonic() - started
     results = [task.result() for task in tasks]
     if limit is not None:
-        results += [error_entry(limit["type"], limit["message"])] * (len(prompts) - granted)
+        results += [error_entry(limit["type"], limit["message"])] * (batch.size - len(results))
     return {"results": results, "limit": limit}
 
 
