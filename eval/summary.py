@@ -45,7 +45,7 @@ COSTS = (
     "repl_truncated_outputs",
     "repl_errors",
 )
-"""Measures of SPEC section 3 that get mean, median, p90 and maximum."""
+"""Measures of an episode that get mean, median, p90 and maximum."""
 
 PAIRS = (("llm", "rlm"), ("llm", "rlm_tips"), ("rlm", "rlm_tips"))
 """(a, b): the difference shown is b - a."""

@@ -1,8 +1,7 @@
 """What is measured of an episode: records while it runs, flat metrics and ``trace.info["rlm"]`` at its end.
 
 Only what the harness alone can see is recorded here; the messages, tokens and rewards are the trace's.
-The names are those of SPEC section 3 and are listed in ``METRIC_NAMES`` (plus one per tool and per stop
-reason).
+The names are listed in ``METRIC_NAMES`` (plus one per tool and per stop reason).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The official rules, reply by reply: expected scores are written from the rules, not from this code.
 
-Rules: SPEC of the suite and `src/eval/eval_helpers.py` of abertsch72/oolong, restated in `oolong.scoring`.
+Rules: `src/eval/eval_helpers.py` of abertsch72/oolong, restated in `oolong.scoring`.
 """
 
 import re
