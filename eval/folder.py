@@ -9,9 +9,10 @@ import contextlib
 import fcntl
 import json
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import tomli_w
 from pydantic_core import from_json
@@ -62,16 +63,30 @@ def prepare(config: EvalConfig, cells: Sequence[Cell]) -> dict[Key, Row]:
     return kept
 
 
+LOCK_SECONDS = 5.0
+"""How long a folder may be held by what a killed run had just forked, which has the run's lock until it
+executes its program."""
+
+
 @contextlib.contextmanager
 def sole_writer(results: Path) -> Iterator[None]:
     """Holds the folder against a second run, which would tear this one's files when it resumes."""
     results.parent.mkdir(parents=True, exist_ok=True)
     with (results.parent / f".{results.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"another run is writing {results}: wait for it, or give another --name") from None
+        deadline = time.monotonic() + LOCK_SECONDS
+        while not _locked(lock):
+            if time.monotonic() > deadline:
+                raise RunError(f"another run is writing {results}: wait for it, or give another --name")
+            time.sleep(0.05)
         yield
+
+
+def _locked(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def cell_dir(results: Path, cell: Cell) -> Path:

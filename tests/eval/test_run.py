@@ -227,7 +227,8 @@ async def test_clean_deletes_nothing_but_results(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "thesis.txt").exists()
 
 
-def test_two_runs_cannot_write_one_folder(tmp_path: Path) -> None:
+def test_two_runs_cannot_write_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("eval.folder.LOCK_SECONDS", 0.2)
     with sole_writer(tmp_path / "run"):
         with pytest.raises(RunError, match="another run is writing"):
             with sole_writer(tmp_path / "run"):
@@ -236,6 +237,24 @@ def test_two_runs_cannot_write_one_folder(tmp_path: Path) -> None:
             pass
     with sole_writer(tmp_path / "run"):
         pass
+
+
+def test_what_a_killed_run_had_forked_is_waited_for(tmp_path: Path) -> None:
+    """It holds the lock until it executes its program, and then resuming would be refused."""
+    with sole_writer(tmp_path / "run"):
+        (lock,) = tmp_path.glob(".run.lock")
+    script = (
+        "import fcntl, sys, time\nlock = open(sys.argv[1], 'w')\nfcntl.flock(lock, fcntl.LOCK_EX)\n"
+        "print('held', flush=True)\ntime.sleep(0.5)"
+    )
+    child = subprocess.Popen([sys.executable, "-c", script, str(lock)], stdout=subprocess.PIPE)
+    try:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"held\n"
+        with sole_writer(tmp_path / "run"):
+            pass
+    finally:
+        child.communicate()
 
 
 async def test_a_run_in_which_nothing_works_is_stopped(tmp_path: Path) -> None:
