@@ -14,12 +14,10 @@ from verifiers.v1.errors import SandboxError
 
 from rlm_env.calls import ModelFailure
 from rlm_env.metrics import CallRecord
-from rlm_env.subcalls import error_entry, grant, in_parallel
+from rlm_env.subcalls import FAILED_TYPE, error_entry, grant, in_parallel
 
 if TYPE_CHECKING:
     from rlm_env.loop import RLMNode
-
-FAILED = "SubCallFailedError"
 
 
 async def rlm_batch(
@@ -50,15 +48,15 @@ async def _run(parent: RLMNode, node: RLMNode, record: CallRecord) -> dict[str, 
             reason = await node.run()
         if node.answer_ready:
             return {"text": node.answer}
-        record.error = f"{FAILED}: ended by {reason} without an answer"
+        record.error = f"{FAILED_TYPE}: ended by {reason} without an answer"
         return error_entry(
-            FAILED,
+            FAILED_TYPE,
             f"the child ended by {reason} before its answer was ready; it had written: "
             f"{node.answer[:2000]!r}",
         )
     except (ModelFailure, SandboxError) as error:
-        record.error = f"{FAILED}: {error}"
-        return error_entry(FAILED, str(error))
+        record.error = f"{FAILED_TYPE}: {error}"
+        return error_entry(FAILED_TYPE, str(error))
     finally:
         record.seconds = time.monotonic() - begun
         for done in node.record.turns:

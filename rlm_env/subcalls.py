@@ -21,6 +21,7 @@ from rlm_env.prompts import sub_system
 from rlm_env.toolbox import Toolbox, ToolFailure
 
 LIMIT_TYPE = "SubCallLimitError"
+FAILED_TYPE = "SubCallFailedError"
 MAX_BATCH = 100_000
 """Prompts in one batch; above it the request itself is refused. Keeps a forged or runaway request from
 building a million tasks before the sub-call limit is looked at."""
@@ -155,7 +156,7 @@ async def sub_llm(shared: Shared, ledger: Ledger, prompt: str, record: CallRecor
                 )
         except CallError as error:
             kinds = {"overlong": "PromptTooLongError", "stopped": "EpisodeStoppedError"}
-            raise SubCallRefused(kinds.get(error.kind, "SubCallFailedError"), str(error)) from error
+            raise SubCallRefused(kinds.get(error.kind, FAILED_TYPE), str(error)) from error
         record.add(completion, request_id)
         ledger.charge_sub(completion.completion_tokens)
         if not tools or not completion.tool_calls:
@@ -164,7 +165,7 @@ async def sub_llm(shared: Shared, ledger: Ledger, prompt: str, record: CallRecor
             if completion.text:
                 return completion.text
             raise SubCallRefused(
-                "SubCallFailedError",
+                FAILED_TYPE,
                 f"no answer after {config.sub_tool_turns} tool turns, only further tool calls",
             )
         messages = [*messages, completion.message]
