@@ -1,16 +1,17 @@
-"""Three GRPO steps on recorded rows; run alone or under torchrun. Prints a JSON line a step from the main
-process.
+"""Three GRPO steps on recorded rows; run alone or under torchrun. The main process writes a JSON line a step.
 
     python tests/training/ddp_steps.py CHECKPOINT OUTPUT ROWS_PER_PROCESS [ENDING]
 
-With ENDING the rows are used up after two steps and the queue raises that error; each rank prints what
-reached it.
+With ENDING the rows are used up after two steps and the queue raises that error; each rank writes what
+reached it. Each rank has a file of its own, OUTPUT/rank<n>.jsonl: on one shared stdout the lines of two
+processes may run into each other.
 """
 
 import json
 import os
 import queue
 import sys
+from pathlib import Path
 
 import numpy as np
 
@@ -95,8 +96,10 @@ def run(checkpoint: str, output: str, rows_per_process: int) -> list[dict[str, f
 
 
 if __name__ == "__main__":
+    checkpoint, output, rows_per_process = sys.argv[1], sys.argv[2], int(sys.argv[3])
     if len(sys.argv) > 4:
-        print(json.dumps(run_to_the_end(*sys.argv[1:3], int(sys.argv[3]), sys.argv[4])), flush=True)
-        sys.exit()
-    for log in run(sys.argv[1], sys.argv[2], int(sys.argv[3])):
-        print(json.dumps(log), flush=True)
+        told: list[dict] = [run_to_the_end(checkpoint, output, rows_per_process, sys.argv[4])]
+    else:
+        told = run(checkpoint, output, rows_per_process)
+    lines = "".join(json.dumps(line) + "\n" for line in told)
+    Path(output, f"rank{os.environ.get('RANK', 0)}.jsonl").write_text(lines)
