@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import queue
 import signal
 import socket
 import sys
-import threading
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,9 +79,10 @@ def _serve(index: TraceIndex, port: int, open_browser: bool) -> int:
         return _fail(f"--port {port}: {error.strerror or error}. Take another, or --port 0 for a free one.")
     except OverflowError:
         return _fail(f"--port {port}: a port is a number from 0 to 65535")
-    stop = threading.Event()
+    # Not an Event: a handler that comes while `wait` takes the Event's lock would wait for it for ever.
+    stop: queue.SimpleQueue[int] = queue.SimpleQueue()
     for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, lambda *_: stop.set())
+        signal.signal(name, lambda number, _: stop.put(number))
     with server:
         bare = server.url.removeprefix("http://").rstrip("/")
         number = bare.rpartition(":")[2]
@@ -92,7 +93,7 @@ def _serve(index: TraceIndex, port: int, open_browser: bool) -> int:
         )
         if open_browser:
             webbrowser.open(server.url)
-        stop.wait()
+        stop.get()
     return 0
 
 
