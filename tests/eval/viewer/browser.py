@@ -39,6 +39,8 @@ MISSING = (
     "the viewer's browser tests need Chromium and none was found (looked for: " + ", ".join(NAMES) + "). "
     "Install it: on Debian and Ubuntu `apt-get update && apt-get install -y chromium`, then run them again."
 )
+SECONDS = 120.0
+"""For anything that the browser is asked: one that hangs takes so long, one on a busy machine does not."""
 
 
 class Browser:
@@ -60,7 +62,8 @@ class Browser:
 
     def _port(self, profile: Path) -> int:
         written = profile / "DevToolsActivePort"
-        for _ in range(600):
+        deadline = time.monotonic() + SECONDS
+        while time.monotonic() < deadline:
             if written.exists() and (lines := written.read_text().splitlines()):
                 return int(lines[0])
             if self._process.poll() is not None:
@@ -85,15 +88,20 @@ class Browser:
 
     @contextmanager
     def page(self, url: str, width: int = 1440, height: int = 900) -> Iterator[Page]:
-        target = httpx.put(f"{self.address}/json/new?about:blank").json()
-        with connect(target["webSocketDebuggerUrl"], max_size=2**28) as socket:
+        target = httpx.put(f"{self.address}/json/new?about:blank", timeout=SECONDS).json()
+        # No pings: a browser that is busy would be taken for one that is gone.
+        with connect(
+            target["webSocketDebuggerUrl"], max_size=2**28, open_timeout=SECONDS, ping_interval=None
+        ) as socket:
             page = Page(socket)
             for domain in ("Page", "Runtime", "Log", "Network"):
                 page.call(f"{domain}.enable")
+            # A tab behind another one draws no frames and follows its folder five times more slowly.
+            page.call("Page.bringToFront")
             page.resize(width, height)
             page.open(url)
             yield page
-        httpx.get(f"{self.address}/json/close/{target['id']}")
+        httpx.get(f"{self.address}/json/close/{target['id']}", timeout=SECONDS)
 
 
 class Page:
@@ -108,10 +116,11 @@ class Page:
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
         self._count += 1
-        self._socket.send(json.dumps({"id": self._count, "method": method, "params": params}))
+        own = self._count  # answering a dialog meanwhile counts on
+        self._socket.send(json.dumps({"id": own, "method": method, "params": params}))
         while True:
-            message = json.loads(self._socket.recv(timeout=60))
-            if message.get("id") == self._count:
+            message = json.loads(self._socket.recv(timeout=SECONDS))
+            if message.get("id") == own:
                 if "error" in message:
                     raise RuntimeError(f"{method}: {message['error']}")
                 return message["result"]
@@ -140,6 +149,12 @@ class Page:
         self.call("Page.navigate", url=url)
         self.wait("document.readyState === 'complete' && location.href !== 'about:blank'")
 
+    def reload(self) -> None:
+        """Load the page anew. The old document, which goes on answering for a while, is told by a mark."""
+        self.js("window.isOld = true")
+        self.call("Page.reload")
+        self.wait("!window.isOld && document.readyState === 'complete'")
+
     def js(self, expression: str) -> Any:
         """The JSON value of a JavaScript expression (promises are awaited)."""
         result = self.call(
@@ -154,14 +169,18 @@ class Page:
             raise AssertionError(details.get("exception", {}).get("description") or details["text"])
         return result["result"].get("value")
 
-    def wait(self, expression: str, seconds: float = 20) -> Any:
+    def wait(self, expression: str, seconds: float = SECONDS) -> Any:
         """The first value of ``expression`` that is true, an element counting as such."""
         end = time.monotonic() + seconds
-        while not (value := self.js(f"(value => value instanceof Node || value)({expression})")):
+        while True:
+            try:
+                if value := self.js(f"(value => value instanceof Node || value)({expression})"):
+                    return value
+            except RuntimeError:
+                pass  # the document was replaced while it was asked
             if time.monotonic() > end:
                 raise AssertionError(f"never true: {expression}\nproblems: {self.problems}")
             time.sleep(0.02)
-        return value
 
     def texts(self, selector: str) -> list[str]:
         return self.js(f"[...document.querySelectorAll({json.dumps(selector)})].map(e => e.textContent)")

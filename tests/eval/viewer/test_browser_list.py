@@ -43,8 +43,7 @@ def test_filters_narrow_the_list_and_the_address_keeps_them(browser, results):
         assert f"deepdive ({rlm})" in page.texts("#filter-suite option")
         assert page.js("location.hash") == "#/?mode=rlm&suite=oolong"
 
-        page.open(page.js("location.href"))
-        page.js("location.reload()")
+        page.reload()
         page.wait(f"document.querySelectorAll('{ROWS}').length === {len(expected)}")
 
         page.click("#clear")

@@ -39,7 +39,7 @@ def server(tmp_path_factory) -> Iterator[ViewerServer]:
 def ask(
     server: ViewerServer, path: str, method: str = "GET", **headers: str
 ) -> tuple[int, dict[str, str], bytes]:
-    connection = http.client.HTTPConnection(server.url.split("/")[2], timeout=10)
+    connection = http.client.HTTPConnection(server.url.split("/")[2], timeout=120)
     try:
         connection.putrequest(method, path, skip_host="Host" in headers, skip_accept_encoding=True)
         for name, value in headers.items():
@@ -279,12 +279,12 @@ def test_the_command_serves_until_it_is_told_to_end(tmp_path, ending):
         assert process.stdout is not None
         address = re.search(r"http://127\.0\.0\.1:(\d+)/", process.stdout.readline())
         assert address
-        connection = http.client.HTTPConnection("127.0.0.1", int(address[1]), timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", int(address[1]), timeout=120)
         connection.request("GET", "/")
         assert b"<title>Traces</title>" in connection.getresponse().read()
         connection.close()
         process.send_signal(ending)
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=120) == 0
     finally:
         process.kill()
         process.communicate()
