@@ -18,7 +18,7 @@ def user(text: str) -> list[dict[str, str]]:
 
 async def test_it_speaks_chat_completions_and_counts_tokens() -> None:
     body = {"model": "x", "messages": user("Copy it.\n\n<text>abc def</text>")}
-    async with ScriptedServer() as server, httpx.AsyncClient(trust_env=False) as client:
+    async with ScriptedServer() as server, httpx.AsyncClient(trust_env=False, timeout=120) as client:
         first, second = [
             await client.post(f"{server.base_url}/chat/completions", json=body) for _ in range(2)
         ]
@@ -30,7 +30,7 @@ async def test_it_speaks_chat_completions_and_counts_tokens() -> None:
 
 
 async def test_a_prompt_beyond_the_window_is_refused_as_an_overflow() -> None:
-    async with ScriptedServer(window=50) as server, httpx.AsyncClient(trust_env=False) as client:
+    async with ScriptedServer(window=50) as server, httpx.AsyncClient(trust_env=False, timeout=120) as client:
         url = f"{server.base_url}/chat/completions"
         ok = await client.post(url, json={"model": "x", "messages": user("a" * 100)})
         refused = await client.post(url, json={"model": "x", "messages": user("a" * 400)})
