@@ -198,13 +198,15 @@ class VerifyPool:
             if worker.alive:
                 return worker
             self._forget(worker)
-        if self._closed:
-            raise VerifierBroken("the verify pool is closed")
-        worker = _Worker()
-        with self._lock:
-            self.started += 1
-            self._workers.add(worker)
-        return worker
+        if not self._closed:
+            worker = _Worker()
+            with self._lock:
+                self.started += 1
+                if not self._closed:
+                    self._workers.add(worker)
+                    return worker
+            worker.kill()  # `close` came while it started, and did not see it
+        raise VerifierBroken("the verify pool is closed")
 
     def _give(self, worker: _Worker) -> None:
         if worker.alive and not self._closed:
@@ -219,8 +221,8 @@ class VerifyPool:
 
     def close(self) -> None:
         """Kill every worker, busy ones too."""
-        self._closed = True
         with self._lock:
+            self._closed = True
             workers = list(self._workers)
         for worker in workers:
             worker.process.kill()

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -70,19 +71,20 @@ async def test_different_answers_and_several_guesses_in_one(pool):
 
 @pytest.mark.parametrize("reply", ["9^{9^{9^{9}}}", r"\int_0^{10} \sin(x^{x^{x}}) dx", "1000000000!"])
 async def test_a_hang_is_killed_and_the_loop_goes_on(pool, reply):
-    ticks = 0
-
-    async def tick():
-        nonlocal ticks
-        while True:
-            await asyncio.sleep(0.01)
-            ticks += 1
-
-    ticking = asyncio.create_task(tick())
+    assert await pool.compare("5", "5", seconds=5) is Verdict.EQUAL  # so that there is a worker to take
     started = pool.started
-    assert await pool.compare("5", reply, seconds=0.5) is Verdict.TIMEOUT
-    ticking.cancel()
-    assert ticks > 2  # a loop that waited would not have ticked; how often it does is the machine's business
+    workers = [worker.process for worker in pool._workers]
+    for process in workers:
+        process.send_signal(signal.SIGSTOP)  # none ends before the loop has been seen to go on
+    comparing = asyncio.create_task(pool.compare("5", reply, seconds=0.5))
+    try:
+        for _ in range(3):
+            await asyncio.sleep(0.01)
+        assert not comparing.done()  # a loop that waited for it would be here only after it
+    finally:
+        for process in workers:
+            process.send_signal(signal.SIGCONT)
+    assert await comparing is Verdict.TIMEOUT
     assert await pool.compare("5", "5", seconds=5) is Verdict.EQUAL
     assert pool.started <= started + 1
 
@@ -176,6 +178,31 @@ async def test_closing_leaves_no_process_even_in_a_hang():
     assert time.monotonic() - started < 120
     assert worker.process.poll() is not None
     hanging.cancel()
+
+
+async def test_a_worker_that_starts_while_the_pool_closes_is_not_waited_for(monkeypatch):
+    starting, go = threading.Event(), threading.Event()
+    workers = []
+
+    class Late(verify._Worker):
+        def __init__(self):
+            super().__init__()
+            workers.append(self)
+            starting.set()
+            go.wait()
+
+    monkeypatch.setattr(verify, "_Worker", Late)
+    pool = VerifyPool(1)
+    hanging = asyncio.create_task(pool.compare("5", "9^{9^{9^{9}}}", seconds=600))
+    await asyncio.to_thread(starting.wait)
+    closing = asyncio.create_task(asyncio.to_thread(pool.close))
+    while not pool._closed:  # noqa: ASYNC110 - the pool has no event for it
+        await asyncio.sleep(0.02)
+    go.set()
+    with pytest.raises(VerifierBroken, match="closed"):
+        await hanging
+    await closing
+    assert workers[0].process.poll() is not None
 
 
 async def test_a_machine_that_cannot_verify_is_not_a_wrong_answer(monkeypatch):
