@@ -132,6 +132,7 @@ def test_every_setting_is_in_the_readme(suite: str) -> None:
     assert [name for name in sorted(own | {"task"}) if f"`{name}" not in readme] == []
 
 
+@pytest.mark.timeout(900)  # a program that has all to import and a data set to generate
 @pytest.mark.parametrize("suite", ["oolong", "math_python", "deepdive"])  # verbatim_copy: its own tests
 def test_the_readmes_offline_command_runs(suite: str, tmp_path: Path) -> None:
     command = commands(suite)[0]
@@ -186,6 +187,7 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+@pytest.mark.timeout(900)
 @suites
 def test_a_wheel_holds_the_whole_package(suite: str, tmp_path: Path) -> None:
     """Built from the suite's folder alone, as for publishing."""

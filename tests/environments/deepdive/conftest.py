@@ -16,6 +16,7 @@ async def site() -> AsyncIterator[sites.Site]:
 
 @pytest.fixture
 async def readers() -> AsyncIterator[Readers]:
-    pool = Readers(ReaderConfig(processes=1))
+    """With wide limits: a test that is about a limit narrows it."""
+    pool = Readers(ReaderConfig(processes=1, seconds=300.0, pattern_seconds=60.0))
     yield pool
     await pool.aclose()

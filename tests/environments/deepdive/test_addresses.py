@@ -140,7 +140,7 @@ async def test_the_checked_address_is_the_one_connected_to(monkeypatch: pytest.M
     backend = GuardedBackend(AddressPolicy())
     backend._network = recorder = _Recorder()
     with pytest.raises(httpcore.ConnectError):
-        await backend.connect_tcp("rebind.example", 80, timeout=1)
+        await backend.connect_tcp("rebind.example", 80, timeout=120)
     assert recorder.hosts == ["93.184.216.34"]
     assert asked == ["rebind.example"]
 
@@ -150,7 +150,7 @@ async def test_one_forbidden_address_refuses_the_host(monkeypatch: pytest.Monkey
     backend = GuardedBackend(AddressPolicy())
     backend._network = recorder = _Recorder()
     with pytest.raises(ToolFailure) as caught:
-        await backend.connect_tcp("mixed.example", 80, timeout=1)
+        await backend.connect_tcp("mixed.example", 80, timeout=120)
     assert caught.value.kind == "refused_address"
     assert "10.1.2.3" not in caught.value.message
     assert recorder.hosts == []

@@ -32,6 +32,7 @@ def _hammer(folder: str, worker: int, rounds: int, queue: Any) -> None:
     queue.put((read, broken, cache.write_failures))
 
 
+@pytest.mark.timeout(900)  # four processes that have all to import
 def test_processes_that_write_the_same_entries_read_whole_ones(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     queue = context.Queue()

@@ -19,6 +19,9 @@ from tests.environments.deepdive import site as sites
 from tests.fakes import FakeModelServer, Reply, ToolCall
 from tests.fakes.wire import ChatRequest
 
+PATIENT = {"seconds": 300.0, "pattern_seconds": 60.0}
+"""Limits of the reader processes that a busy machine keeps too."""
+
 
 async def run(
     policy: Callable[[ChatRequest], Any], harness: dict[str, Any], episodes: int = 1, **taskset: Any
@@ -28,7 +31,13 @@ async def run(
         client = {"base_url": server.base_url, "api_key_var": "NONE"}
         config = resolve_env_config(
             {
-                "taskset": {"id": "deepdive", "split": "mini", "num_tasks": episodes, **taskset},
+                "taskset": {
+                    "id": "deepdive",
+                    "split": "mini",
+                    "num_tasks": episodes,
+                    "tools": {"reader": PATIENT},
+                    **taskset,
+                },
                 "agent": {"harness": {"id": "rlm-env", **harness}, "runtime": {"type": "subprocess"}},
             }
         )
@@ -156,7 +165,8 @@ async def test_the_web_server_process(
             "task": {"scoring": "exact"},
             "tools": {
                 "fetch": {"allow_networks": ["127.0.0.1/32"], "attempts": 1},
-                "search": {"url": f"{site.base}/nothing-here", "attempts": 1},
+                "search": {"url": f"{site.base}/nothing-here", "attempts": 1, "seconds": 120.0},
+                "reader": PATIENT,
                 "cache_dir": str(tmp_path),
             },
         }

@@ -105,7 +105,7 @@ class Library:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def library() -> AsyncIterator[Library]:
     """Every page, as `open` shows it: through the same fetching, reading and cutting as in an episode."""
-    readers = Readers(ReaderConfig(processes=2))
+    readers = Readers(ReaderConfig(processes=2, seconds=300.0))
     corpus = Corpus.load()
     tools = WebTools(
         LocalSearch(corpus.documents()),

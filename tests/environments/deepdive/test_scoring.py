@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 import verifiers.v1 as vf
@@ -18,7 +20,7 @@ from deepdive.scoring import (
     normalise,
 )
 
-from tests.fakes import FakeModelServer, Reply
+from tests.fakes import ChatRequest, FakeModelServer, Reply
 
 
 @pytest.mark.parametrize(
@@ -209,13 +211,31 @@ async def test_a_judge_with_a_temperature_of_its_own_is_told_apart_with_the_cure
         (Reply.server_error(), 2),
         (Reply.cut(), 2),
         (Reply.failure(401, "bad key", "authentication_error"), 1),
-        (Reply.hang(), 2),
     ],
 )
 async def test_a_judge_that_fails_raises(reply: Reply, calls: int) -> None:
-    # Short only where the limit is what is tested: a busy machine takes its time for the other calls.
-    seconds = 3.0 if reply.mangle == "hang" else 120.0
     async with FakeModelServer(lambda request: reply) as server:
         with pytest.raises(JudgeFailure, match=r"taskset\.task\.judge"):
-            await ask(judge(server, attempts=2, seconds=seconds))
+            await ask(judge(server, attempts=2))
     assert len(server.requests) == calls
+
+
+async def test_a_judge_that_hangs_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit of a call is made to end when the call has arrived: by the clock, a busy machine would let it
+    end before."""
+    limits: list[tuple[float, asyncio.Timeout]] = []
+
+    def timeout(seconds: float) -> asyncio.Timeout:
+        limits.append((seconds, asyncio.timeout(seconds)))
+        return limits[-1][1]
+
+    def hang(request: ChatRequest) -> Reply:
+        limits[-1][1].reschedule(asyncio.get_running_loop().time())
+        return Reply.hang()
+
+    monkeypatch.setattr("deepdive.scoring.asyncio", SimpleNamespace(timeout=timeout, sleep=asyncio.sleep))
+    async with FakeModelServer(hang) as server:
+        with pytest.raises(JudgeFailure, match=r"TimeoutError.*taskset\.task\.judge"):
+            await ask(judge(server, attempts=2, seconds=100.0))
+    assert len(server.requests) == 2
+    assert [seconds for seconds, _ in limits] == [100.0, 100.0]

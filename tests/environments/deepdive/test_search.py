@@ -40,7 +40,7 @@ async def serper(answer: Callable[[dict[str, Any], int], web.Response]):
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     host, port = runner.addresses[0][:2]
-    engine = SerperSearch(KEY, f"http://{host}:{port}/search", seconds=5, attempts=3, backoff_seconds=0.0)
+    engine = SerperSearch(KEY, f"http://{host}:{port}/search", seconds=120, attempts=3, backoff_seconds=0.0)
     try:
         yield engine, seen
     finally:
@@ -97,7 +97,7 @@ async def test_failures_say_why_and_never_the_key(reply: Any, tries: int, words:
 
 
 async def test_an_engine_that_is_not_there() -> None:
-    engine = SerperSearch(KEY, "http://127.0.0.1:9/search", seconds=1, attempts=1, backoff_seconds=0)
+    engine = SerperSearch(KEY, "http://127.0.0.1:9/search", seconds=120, attempts=1, backoff_seconds=0)
     with pytest.raises(ToolFailure) as caught:
         await engine.search("x", 3)
     await engine.aclose()

@@ -47,7 +47,7 @@ class Kit:
 
 @pytest.fixture
 async def kit(tmp_path: Path) -> AsyncIterator[Kit]:
-    readers = Readers(ReaderConfig(processes=1))
+    readers = Readers(ReaderConfig(processes=1, seconds=300.0, pattern_seconds=60.0))
     engine = Engine()
     cache = DiskCache(tmp_path, days=1)
     pages = PageStore(_fetch, readers, cache, "test")

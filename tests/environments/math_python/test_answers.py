@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from math_python.answers import boxed, reference, restore_latex
 
@@ -41,6 +41,9 @@ def test_a_line_break_is_not_taken_for_a_command():
     assert restore_latex("a\tb\n\tc") == "a\\tb\n\\tc"
 
 
+# How long an example takes is the machine's business, and so is how long it takes to draw one.
+untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
 balanced = st.recursive(
     st.text("abc01+-^_ ", max_size=5) | st.sampled_from([r"\{", r"\}", r"\frac", r"\\"]),
     lambda inner: (
@@ -50,11 +53,13 @@ balanced = st.recursive(
 )
 
 
+@untimed
 @given(balanced, st.text(max_size=20).filter(lambda t: "boxed" not in t and "think" not in t))
 def test_what_is_boxed_is_found(content, around):
     assert boxed(f"{around}\\boxed{{{content}}}{around}") == (restore_latex(content).strip() or None)
 
 
+@untimed
 @given(st.text(st.sampled_from("\\boxed{}<think>/ \b5"), max_size=60))
 def test_any_text_is_read_without_an_error(text):
     answer = boxed(text)
@@ -64,7 +69,7 @@ def test_any_text_is_read_without_an_error(text):
 def test_reading_is_linear_in_the_reply():
     started = time.process_time()
     assert boxed("\\boxed{" + "{\\}" * 1_000_000) is None
-    assert time.process_time() - started < 10
+    assert time.process_time() - started < 60  # the square of it would take days
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,7 @@ async def test_tokens_in_tokens_out(tmp_path: Path):
     assert second[: len(first)] == first
 
 
+@pytest.mark.timeout(900)  # a program that has all to import
 def test_vf_eval_runs_it(tmp_path: Path):
     with FakeModelServer(policies.copy_context).in_thread() as server:
         command = [

@@ -10,7 +10,7 @@ import uuid
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from verbatim_copy.generate import DEFAULT_LENGTHS, KIND_SHARES, generate, kind_of
 
@@ -21,7 +21,7 @@ kinds = st.sampled_from(KINDS)
 keys = st.text(max_size=20)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(kinds, keys, st.integers(1, 1500), st.none() | st.integers(1, 200))
 def test_a_text_has_its_length_and_alphabet_and_no_whitespace_at_the_ends(kind, key, length, fragment):
     text = generate(kind, key, length=length, fragment=fragment)

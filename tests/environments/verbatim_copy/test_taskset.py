@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 import verifiers.v1 as vf
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from verbatim_copy import VerbatimCopyTaskset, scoring
 from verbatim_copy.taskset import VerbatimCopyConfig
@@ -128,7 +128,7 @@ def edit_distance(a: str, b: str) -> int:
     return row[-1]
 
 
-@settings(deadline=None)
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text("ab \n", max_size=12), st.text("ab \n", max_size=12))
 def test_similarity_is_the_textbook_edit_distance(a, b):
     longest = max(len(a), len(b))
