@@ -16,8 +16,9 @@ from rlm_env.repl.config import ReplConfig
 from rlm_env.repl.protocol import BadFrame, Frame, FrameReader
 from rlm_env.repl.worker import pack
 
-ASK_SECONDS = 1.0
-"""How long a worker gets to end itself and all that it started, when asked and when told."""
+ASK_SECONDS = 3.0
+"""How long a worker gets to end itself and all that it started, when asked and when told. Killed before it is
+done, it leaves what it had not come to."""
 
 
 class Died(Exception):

@@ -13,7 +13,8 @@ episode is enforced by the kernel or on the host (see docs/security.md).
 Frames: 4-byte big-endian payload length, 1 kind byte, payload. Kinds, host to worker: ``S`` start, ``C``
 context bytes, ``F`` file bytes, ``X`` execute, ``A`` answer to a request; for the supervisor, ``I`` interrupt
 and ``K`` end. Worker to host: ``H`` hello, ``Q`` request, ``O`` output, ``R`` result, ``D`` died, ``E`` start
-failed. All are JSON but ``C`` and ``F``, which are raw.
+failed. From child to supervisor alone: ``B`` the code has begun (empty). The others are JSON but for ``C``
+and ``F``, which are raw.
 
 More than 400 lines because it is shipped into containers as a single file.
 """
@@ -485,6 +486,7 @@ class Repl:
             try:
                 self.remember(filename, code)
                 self.running = True
+                self.channel.send("B", b"")  # the supervisor holds interrupts back until now
                 self.execute(code, filename)
             finally:
                 self.running = False
@@ -705,6 +707,8 @@ class Supervisor:
         self.pass_left = 0  # bytes of a host frame still to be passed on unread
         self.output = Output(config["output_chars"])
         self.run = None
+        self.begun = False  # the code of this run is where an interrupt finds it
+        self.interrupt_waits = False
         self.child = -1
         self.status = None  # type: int | None
         self.reason = None
@@ -779,7 +783,10 @@ class Supervisor:
                 payload = bytes(self.from_host[HEADER.size : HEADER.size + size])
                 del self.from_host[: HEADER.size + size]
                 if json.loads(payload)["run"] == self.run:
-                    self.interrupt()
+                    # Sent before the code has begun (on a busy machine), it would be lost.
+                    self.interrupt_waits = not self.begun
+                    if self.begun:
+                        self.interrupt()
                 continue
             if kind == ord("X"):
                 # The run's number heads the payload, so it is known before the code has come.
@@ -787,6 +794,7 @@ class Supervisor:
                     return
                 head = bytes(self.from_host[HEADER.size : HEADER.size + 32])
                 self.run = int(head.split(b":", 1)[1].split(b",", 1)[0])
+                self.begun = self.interrupt_waits = False
                 self.signal_all(signal.SIGCONT)
             self.pass_left = HEADER.size + size
 
@@ -799,9 +807,9 @@ class Supervisor:
             data = b""
         if not data:
             # Most likely it is dying; its exit status tells more, and comes a moment later.
-            for _ in range(100):
+            for _ in range(400):
                 self.reap()
-                if self.status is not None:
+                if self.status is not None or self.stop:
                     return
                 time.sleep(0.005)
             self.kill("the REPL process closed its channel")
@@ -809,12 +817,19 @@ class Supervisor:
         while len(self.from_child) >= HEADER.size:
             size, kind = HEADER.unpack_from(self.from_child)
             kind = chr(kind)
-            if kind not in "HQRE" or size > self.config["frame_bytes"] + 4096:
+            if kind not in "HQREB" or size > self.config["frame_bytes"] + 4096:
                 self.kill("the program wrote to the REPL's own channel")
                 return
             end = HEADER.size + size
             if len(self.from_child) < end:
                 return
+            if kind == "B":
+                del self.from_child[:end]
+                self.begun = True
+                if self.interrupt_waits:
+                    self.interrupt_waits = False
+                    self.interrupt()
+                continue
             if kind == "R":
                 if self.run is None:
                     # Ahead of its call: the host would take that for over, and its code would run unwatched.
@@ -925,7 +940,8 @@ class Supervisor:
         if self.owns_tree:
             self.signal_all(signal.SIGKILL)
             return
-        for _ in range(100):
+        deadline = time.monotonic() + 5  # the kernel may take a while over what it has to kill
+        while time.monotonic() < deadline:
             below = self.processes() or ([self.child] if self.status is None else [])
             if not below:
                 return
