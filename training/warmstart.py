@@ -35,6 +35,7 @@ from rlm_env.prompts import sub_system
 from training.behaviours import Plan, make_plans
 from training.renderer import renderer_config_for
 from training.rollout_episode import check_episode, episode_reward
+from training.rollout_loop import renew_renderer_lock
 from training.run_setup import PhaseClock
 from training.samples import BranchTokens, episode_branches
 from training.scripted_server import MODEL_PREFIX, ScriptedServer
@@ -112,6 +113,7 @@ async def record(
     Raises:
         EpisodeFailed: an episode failed for reasons of infrastructure.
     """
+    renew_renderer_lock()
     tokenizer: PreTrainedTokenizerBase | None = None
     if model_dir is not None:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(model_dir)

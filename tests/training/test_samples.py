@@ -20,6 +20,7 @@ from verifiers.v1.trace import AgentInfo, ModelCall, Trace, TraceTask
 from tests.fakes import FakeModelServer
 from tests.fakes.policies import SUB, fence, finish, is_sub, sequence
 from tests.rlm_env.episodes import demo, harness_config
+from training.rollout_loop import renew_renderer_lock
 from training.samples import (
     BranchTokens,
     TraceTokensError,
@@ -48,6 +49,7 @@ class RecordingServer(FakeModelServer):
 
 
 async def run_episode(policy, tokenizer, checkpoint, **settings):
+    renew_renderer_lock()  # every test has an event loop of its own
     async with RecordingServer(policy, tokenizer=tokenizer) as server:
         config = AgentConfig(
             model="fake-model",
