@@ -29,6 +29,7 @@ import verifiers.v1 as vf
 from pydantic import TypeAdapter
 from renderers import RendererConfig
 from verifiers.v1.episode import GroupInfo, PolicySpan, TrainRunInfo, TrainWorkInfo
+from verifiers.v1.utils.aio import run_shielded
 from verifiers.v1.utils.loaders import load_environment
 
 from training.advantages import group_advantages
@@ -331,4 +332,6 @@ class RolloutLoop:
             )
             episodes.append(outcome.episode)
         async with self._store_lock:  # whole lines, in one part at a time
-            await asyncio.to_thread(self.store.append, episodes)
+            # A thread cannot be cancelled: a group that is cancelled now waits for it. Else the next group
+            # would write between its lines, or the process end in the middle of one.
+            await run_shielded(asyncio.to_thread(self.store.append, episodes))
