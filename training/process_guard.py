@@ -1,11 +1,11 @@
 """Runs a command and takes it down, with all it started, when its parent goes away. Standard library only.
 
-    python process_guard.py STOP_SECONDS COMMAND...
+    python process_guard.py PARENT STOP_SECONDS COMMAND...
 
 The guard is the leader of a session of its own; the command and its descendants stay in that session's
-process group. On SIGTERM or SIGINT, or once the process that started the guard is gone (also by SIGKILL, when
-nothing else could tell anybody), the group gets SIGTERM, and SIGKILL after STOP_SECONDS. Exits with the
-command's status.
+process group. On SIGTERM or SIGINT, or once PARENT, the id of the process that started the guard, is not its
+parent any more (also by SIGKILL, when nothing else could tell anybody), the group gets SIGTERM, and SIGKILL
+after STOP_SECONDS. Exits with the command's status.
 
 A watcher rather than PR_SET_PDEATHSIG alone, because that signal comes when the starting *thread* ends,
 reaches one process and not its children, and exists on Linux only.
@@ -21,8 +21,8 @@ POLL_SECONDS = 0.2
 
 
 def main() -> int:
-    stop_seconds, command = float(sys.argv[1]), sys.argv[2:]
-    parent = os.getppid()
+    # Told and not asked of the system: a parent that died before this line is not the parent any more.
+    parent, stop_seconds, command = int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]
     stopping = False
 
     def stop(signum: int, frame: object) -> None:

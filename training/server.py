@@ -21,6 +21,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import random
 import shlex
 import signal
 import socket
@@ -60,6 +61,7 @@ LAUNCHER_ENV = (
 )
 LAUNCHER_ENV_PREFIXES = ("TORCHELASTIC_", "ACCELERATE_", "FSDP_", "ROLE_", "MASTER_", "PARALLELISM_CONFIG_")
 LOG_TAIL_LINES = 40
+OWN_PORTS = range(20_000, 30_000)
 
 
 class VLLMServerError(RuntimeError):
@@ -308,6 +310,7 @@ class VLLMServer:
     def _launch(self) -> None:
         port = self.config.port or free_port(self.config.host)
         command = command_line(self.config, self.model, self.served_model, port)
+        guard = [sys.executable, "-S", "-E", str(GUARD)]
         host = "127.0.0.1" if self.config.host in ("0.0.0.0", "::") else self.config.host
         self._url = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         self.log_file.parent.mkdir(parents=True, exist_ok=True)
@@ -317,7 +320,7 @@ class VLLMServer:
             log.write(f"$ {shlex.join(command)}\n".encode())
             log.flush()
             self._process = subprocess.Popen(
-                [sys.executable, "-S", "-E", str(GUARD), str(self.config.stop_seconds), *command],
+                [*guard, str(os.getpid()), str(self.config.stop_seconds), *command],
                 env=environment(self.config, os.environ),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -442,8 +445,18 @@ class VLLMServer:
 
 
 def free_port(host: str) -> int:
-    """A TCP port that nobody listens on now."""
+    """A TCP port that nobody listens on now.
+
+    From below those that the system itself hands out: seconds pass until the server listens, and on a busy
+    machine such a port may be somebody else's by then.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # Not the global generator: runs with the same seed would want the same ports.
+    candidates = random.SystemRandom().sample(OWN_PORTS, 64)
+    for port in candidates:
+        with socket.socket(family, socket.SOCK_STREAM) as sock, contextlib.suppress(OSError):
+            sock.bind((host, port))
+            return port
     with socket.socket(family, socket.SOCK_STREAM) as sock:
         sock.bind((host, 0))
         return sock.getsockname()[1]
