@@ -104,9 +104,7 @@ def simulate(rng, *, rows_per_step, ahead_rows, max_staleness, steps, slots, fix
     used = []
     while version < steps:
         ticks += 1
-        assert ticks < 20_000, (
-            f"deadlock at version {version}: {held} held, {len(buffer)} buffered, {running}"
-        )
+        assert ticks < 200_000, f"livelock at version {version}: {held} held, {len(buffer)} buffered"
         # trainer
         need = rows_per_step + ahead_rows
         while buffer and held < need:
@@ -136,6 +134,8 @@ def simulate(rng, *, rows_per_step, ahead_rows, max_staleness, steps, slots, fix
             if not pace.may_start(ahead, accepted, waiting):
                 break
             running.append([rng.randint(1, 30), version])
+        # Exact and not a matter of time: a group may take long and give nothing many times over.
+        assert running or buffer, f"deadlock at version {version}: {held} held, nothing on its way"
     return max(used), ticks
 
 
