@@ -2,7 +2,6 @@
 
 import json
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -35,7 +34,6 @@ class ControlServer:
             "/server_info": {"vllm_config": {"model_config": {"model": "/models/policy"}}},
         }
         self.control: Callable[[Call], None] | None = None
-        self.delay = 0.0
         self._failures: dict[str, tuple[int, str, Callable[[Any], bool]]] = {}
         self._errors: list[BaseException] = []
         outer = self
@@ -70,7 +68,6 @@ class ControlServer:
             http.command, url.path, dict(parse_qsl(url.query)), json.loads(raw) if raw else None, headers
         )
         self.calls.append(call)
-        time.sleep(self.delay)
         status, payload = 200, json.dumps(self.answers.get(call.path, {})).encode()
         failure = self._failures.get(call.path)
         if failure is not None and failure[2](call.body):
@@ -85,7 +82,7 @@ class ControlServer:
             http.send_header("Content-Length", str(len(payload)))
             http.end_headers()
             http.wfile.write(payload)
-        except BrokenPipeError:  # the client gave up waiting
+        except (BrokenPipeError, ConnectionResetError):  # the client gave up waiting
             pass
 
     def __enter__(self) -> "ControlServer":

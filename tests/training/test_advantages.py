@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.advantages import GroupDrop, group_advantages
@@ -62,6 +62,7 @@ def test_a_reward_that_is_no_number_is_an_error(reward):
 
 
 @given(rewards, st.booleans(), st.booleans())
+@settings(deadline=None)
 def test_against_numpy(group, scale_by_std, leave_one_out):
     result = group_advantages(group, scale_by_std=scale_by_std, leave_one_out=leave_one_out)
     valid = np.array([r for r in group if r is not None], dtype=float)
@@ -73,5 +74,6 @@ def test_against_numpy(group, scale_by_std, leave_one_out):
         baseline = np.delete(valid, i).mean() if leave_one_out else valid.mean()
         expected.append((reward - baseline) / (valid.std() + 1e-6 if scale_by_std else 1.0))
     got = [a for a in result.advantages_G if a is not None]
-    assert got == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    # Nearly equal rewards far from 0, over a deviation of 1e-6, leave eight digits of their difference.
+    assert got == pytest.approx(expected, rel=1e-9, abs=1e-8)
     assert [a is None for a in result.advantages_G] == [r is None for r in group]

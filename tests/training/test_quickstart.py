@@ -99,12 +99,22 @@ def test_a_wrong_setting_is_told_before_anything_is_done(tmp_path, capsys, wrong
 def launched_by(monkeypatch, program):
     """Has `run_trainer` run `program` in place of accelerate; returns the list of processes it started."""
     started = []
-    real = subprocess.Popen
+
+    class Process(subprocess.Popen):
+        """Tells when somebody waits for its end."""
+
+        def __init__(self, *args, **options):
+            self.waited_for = threading.Event()
+            super().__init__(*args, **options)
+
+        def wait(self, timeout=None):
+            self.waited_for.set()
+            return super().wait(timeout)
 
     def popen(command, **options):
         assert command[1:3] == ["-m", "accelerate.commands.launch"]
         assert command[-3:] == ["-m", "training.train", "x"]
-        process = real([sys.executable, "-c", program], **options)
+        process = Process([sys.executable, "-c", program], **options)
         started.append(process)
         return process
 
@@ -138,10 +148,12 @@ def test_an_interrupt_takes_the_trainer_down(monkeypatch, tmp_path, request, stu
     ready = tmp_path / "ready"
     program = f"{ignore}import time; open({str(ready)!r}, 'w').close(); time.sleep(300)"
     started = launched_by(monkeypatch, program)
-    monkeypatch.setattr(module, "TRAINER_STOP_SECONDS", 1.0)
+    # One that ends by itself has all the time that a busy machine may take for it.
+    monkeypatch.setattr(module, "TRAINER_STOP_SECONDS", 1.0 if stubborn else 120.0)
 
     def interrupt():
-        while not ready.exists():
+        # The child may be ready before this process has so much as heard that it was started.
+        while not (ready.exists() and started and started[0].waited_for.is_set()):
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGINT)
 
