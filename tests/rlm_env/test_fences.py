@@ -1,7 +1,7 @@
 """The fence parser, against examples of CommonMark's rules and by properties."""
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rlm_env.fences import CodeBlock, python_blocks
@@ -40,10 +40,13 @@ def test_an_unclosed_block_is_known():
     assert python_blocks("```json\nx = 1") == []
 
 
+slowly = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""A busy machine is no fault of the parser's."""
 code_text = st.text(st.characters(blacklist_characters="`~\r", blacklist_categories=("Cs",)), max_size=200)
 
 
 @given(st.lists(code_text, max_size=4), st.sampled_from(["```", "~~~~", "`````"]))
+@slowly
 def test_whatever_is_fenced_comes_back_exactly(codes, fence):
     reply = "intro\n" + "\nprose\n".join(f"{fence}python\n{code}\n{fence}" for code in codes)
     assert [block.code for block in python_blocks(reply)] == codes
@@ -51,6 +54,7 @@ def test_whatever_is_fenced_comes_back_exactly(codes, fence):
 
 
 @given(st.text(max_size=400))
+@slowly
 def test_any_text_is_parsed_without_error_and_code_is_a_part_of_it(reply):
     for block in python_blocks(reply):
         assert block.code in reply
