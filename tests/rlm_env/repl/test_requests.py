@@ -183,12 +183,15 @@ async def test_host_calls_in_a_forked_process_fail_clearly(repl):
 
 
 async def test_requests_in_flight_are_bounded_and_all_answered(repl):
-    flying, peak = 0, 0
+    flying, peak, full = 0, 0, asyncio.Event()
 
     async def handler(name, payload):
         nonlocal flying, peak
         flying += 1
         peak = max(peak, flying)
+        if flying == 4:
+            full.set()
+        await full.wait()  # on a busy machine the first ones would be done before the fourth comes
         await asyncio.sleep(0.02)
         flying -= 1
         return {"results": [{"text": "ok"}], "limit": None}
@@ -203,15 +206,20 @@ async def test_requests_in_flight_are_bounded_and_all_answered(repl):
 
 
 async def test_a_thread_that_still_waits_when_the_call_ends_is_told_at_the_next(repl):
+    asked = asyncio.Event()
+
     async def handler(name, payload):
-        await asyncio.sleep(30)
-        return {}
+        if payload["prompts"] == ["x"]:
+            asked.set()
+            await asyncio.sleep(600)
+        await asked.wait()
+        return {"results": [{"text": "x is being worked on"}], "limit": None}
 
     client = await repl(handler=handler)
     code = (
-        "import threading, time\nseen = []\n"
+        "import threading\nseen = []\n"
         "def ask():\n    try: llm_query('x')\n    except SubCallError as e: seen.append(str(e))\n"
-        "thread = threading.Thread(target=ask); thread.start(); time.sleep(1)"
+        "thread = threading.Thread(target=ask); thread.start(); done = llm_query('y')"
     )
     assert (await client.run(code)).error is None
     assert "ended before" in (await client.run("thread.join(); seen[0]")).output

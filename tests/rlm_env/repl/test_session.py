@@ -177,11 +177,19 @@ async def test_a_closed_repl_says_so_and_closing_twice_is_fine(repl):
 
 
 async def test_two_calls_at_once_are_refused(repl):
-    client = await repl()
-    first = asyncio.create_task(client.run("import time; time.sleep(0.3); 'first'"))
-    await asyncio.sleep(0.1)
+    asked, go = asyncio.Event(), asyncio.Event()
+
+    async def handler(name, payload):
+        asked.set()
+        await go.wait()
+        return {"results": [{"text": "first"}], "limit": None}
+
+    client = await repl(handler=handler)
+    first = asyncio.create_task(client.run("llm_query('x')"))
+    await asked.wait()
     with pytest.raises(RuntimeError, match="another call"):
         await client.run("2")
+    go.set()
     assert (await first).output == "'first'\n"
 
 
