@@ -13,8 +13,8 @@ def is_alive(process: psutil.Process) -> bool:
         return False
 
 
-def left_alive(processes: Iterable[psutil.Process], seconds: float = 5.0) -> list[psutil.Process]:
-    """Those that are still there after `seconds`: the kernel needs a moment to take down a killed one."""
+def left_alive(processes: Iterable[psutil.Process], seconds: float = 30.0) -> list[psutil.Process]:
+    """Those that are still there after `seconds`: a busy machine needs a while to take down a killed one."""
     processes = list(processes)
     deadline = time.monotonic() + seconds
     while (left := [p for p in processes if is_alive(p)]) and time.monotonic() < deadline:
@@ -22,7 +22,7 @@ def left_alive(processes: Iterable[psutil.Process], seconds: float = 5.0) -> lis
     return left
 
 
-def gone(pid: int, seconds: float = 10.0) -> bool:
+def gone(pid: int, seconds: float = 30.0) -> bool:
     """Whether the process `pid` ends within `seconds`."""
     try:
         return not left_alive([psutil.Process(pid)], seconds)

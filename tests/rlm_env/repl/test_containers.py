@@ -5,6 +5,7 @@ is used, exactly as in a container, but no daemon is needed.
 """
 
 import os
+import secrets
 import shutil
 import stat
 from pathlib import Path
@@ -16,6 +17,7 @@ from verifiers.v1.runtimes.subprocess import SubprocessConfig, SubprocessRuntime
 from rlm_env.repl import ReplStartError
 from tests.fakes.policies import fence, finish, script
 from tests.rlm_env.episodes import demo, episode
+from tests.rlm_env.repl.test_attacks import eventually
 
 PYTHON = shutil.which("python3")
 
@@ -24,8 +26,14 @@ def folder_exists(path):
     return os.path.exists(path)
 
 
+def endless():
+    """The command line of a process that no other test starts, not even in another run on this machine."""
+    return ["sleep", str(10**6 + secrets.randbelow(10**6))]
+
+
 def running(command):
-    """Whether any process has this command line."""
+    """Whether any process has this command line. It has for a moment none after it was started, and keeps its
+    own for a moment after it was killed."""
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             if Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1] == command:
@@ -88,20 +96,20 @@ async def test_the_worker_is_shipped_as_one_file_and_works(repl, box):
 
 
 async def test_nothing_is_left_in_the_box(repl, box):
-    client = await repl(runtime=await box())
-    folder = (
-        await client.run("import os, subprocess\nsubprocess.Popen(['sleep', '4321'])\nprint(os.getcwd())")
-    ).output.strip()
+    client, command = await repl(runtime=await box()), endless()
+    code = f"import os, subprocess\np = subprocess.Popen({command})\nprint(os.getcwd())"
+    folder = (await client.run(code)).output.strip()
+    await eventually(lambda: running(command), "it was not started")
     await client.close()
     assert not folder_exists(os.path.dirname(folder))
-    assert not running(["sleep", "4321"])
+    await eventually(lambda: not running(command), "it runs on")
 
 
 async def test_a_time_limit_in_the_box(repl, box):
     runtime = await box()
-    client = await repl(runtime=runtime, call_seconds=0.3, interrupt_grace_seconds=20)
+    client = await repl(runtime=runtime, call_seconds=0.3, interrupt_grace_seconds=60)
     assert (await client.run("import time; time.sleep(60)")).error == "KeyboardInterrupt"
-    client = await repl(runtime=runtime, call_seconds=0.3, interrupt_grace_seconds=0.3)
+    client = await repl(runtime=runtime, call_seconds=2, interrupt_grace_seconds=0.3)
     result = await client.run(
         "import time\nwhile True:\n    try: time.sleep(60)\n    except KeyboardInterrupt: pass"
     )
@@ -135,15 +143,15 @@ async def test_a_box_that_is_gone_is_a_start_error(repl, box):
 
 
 async def test_without_isolation_it_works_and_cleans_up(repl):
-    client = await repl(isolation="none", context="data")
+    client, command = await repl(isolation="none", context="data"), endless()
     result = await client.run("import os\nprint(context, sorted(os.environ)[:3]); os.getcwd()")
     assert result.output.startswith("data ['HOME', 'LANG',")
     folder = result.output.splitlines()[-1].strip("'")
-    await client.run("import subprocess; p = subprocess.Popen(['sleep', '8642'], start_new_session=True)")
-    assert running(["sleep", "8642"])
+    await client.run(f"import subprocess; p = subprocess.Popen({command}, start_new_session=True)")
+    await eventually(lambda: running(command), "it was not started")
     await client.close()
     assert not folder_exists(os.path.dirname(folder))
-    assert not running(["sleep", "8642"])
+    await eventually(lambda: not running(command), "it runs on")
 
 
 async def test_addresses_made_for_the_box_are_not_used_on_the_host(monkeypatch):
