@@ -37,6 +37,8 @@ from tests.fakes import chatml
 from tests.fakes.wire import MODEL, ChatRequest, ControlRequest, Policy, Reply, completion_text, fake_logprob
 
 _CONTROL_PATHS = ("/pause", "/resume", "/collective_rpc", "/reset_prefix_cache")
+_SECONDS = 60.0
+"""How long the thread of a server may take to start and to stop, on a busy machine."""
 
 
 class Tokenizer(Protocol):
@@ -158,8 +160,8 @@ class FakeModelServer:
 
         thread = threading.Thread(target=serve, name="fake-model-server", daemon=True)
         thread.start()
-        if not started.wait(10):
-            raise RuntimeError("the fake model server did not start within 10 s")
+        if not started.wait(_SECONDS):
+            raise RuntimeError(f"the fake model server did not start within {_SECONDS:g} s")
         failure: BaseException | None = None
         try:
             yield self
@@ -169,13 +171,13 @@ class FakeModelServer:
         finally:
             stopping = asyncio.run_coroutine_threadsafe(self.stop(), loop)
             try:
-                stopping.result(10)
+                stopping.result(_SECONDS)
             except AssertionError:
                 if failure is None:
                     raise
             finally:
                 loop.call_soon_threadsafe(loop.stop)
-                thread.join(10)
+                thread.join(_SECONDS)
                 loop.close()
 
     # ---- endpoints

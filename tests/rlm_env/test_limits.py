@@ -45,9 +45,13 @@ async def test_sub_token_limit():
     assert trace.metrics["sub_completion_tokens"] == 150
 
 
+SECONDS = 6.0
+"""Enough for a busy machine to start a REPL and play one turn; then the model hangs."""
+
+
 async def test_episode_wall_clock():
     policy = script(fence("answer['content'] = 'early'"), Reply.hang())
-    trace, _ = await episode(policy, demo(reference="early"), limits={"episode_seconds": 2.0})
+    trace, _ = await episode(policy, demo(reference="early"), limits={"episode_seconds": SECONDS})
     assert trace.stop_condition == "episode_timeout"
     assert trace.ok
     assert trace.reward == 1.0
@@ -55,7 +59,7 @@ async def test_episode_wall_clock():
 
 async def test_the_frameworks_rollout_timeout_is_a_limit_and_scored():
     policy = script(fence("answer['content'] = 'early'"), Reply.hang())
-    trace, _ = await episode(policy, demo(reference="early"), agent={"timeout": {"rollout": 2.0}})
+    trace, _ = await episode(policy, demo(reference="early"), agent={"timeout": {"rollout": SECONDS}})
     assert trace.is_timeout
     assert trace.root_reply == "early"
     assert trace.reward == 1.0

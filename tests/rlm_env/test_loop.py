@@ -129,11 +129,11 @@ async def test_overwritten_reserved_names_are_restored_and_told():
 
 async def test_code_over_its_time_is_interrupted_and_state_is_kept():
     policy = script(fence("x = 41\nimport time\ntime.sleep(30)"), fence(finish("x + 1")))
-    trace, _ = await episode(policy, repl={"call_seconds": 0.5})
+    trace, _ = await episode(policy, repl={"call_seconds": 2})
     assert trace.root_reply == "42"
     assert trace.metrics["repl_timeouts"] == 1
     assert trace.metrics["repl_restarts"] == 0
-    assert "longer than 0.5 s" in observations(trace)[0]
+    assert "longer than 2 s" in observations(trace)[0]
 
 
 async def test_a_dead_worker_does_not_end_the_episode():
@@ -150,13 +150,13 @@ async def test_a_dead_worker_does_not_end_the_episode():
 
 async def test_waiting_for_sub_llms_is_not_counted():
     def slow(request):
-        return Reply(content="late", delay=1.5)
+        return Reply(content="late", delay=3)
 
     policy = script(fence("r = llm_query('[sub] x')"), fence(finish("r")), sub=slow)
-    trace, _ = await episode(policy, repl={"call_seconds": 0.7})
+    trace, _ = await episode(policy, repl={"call_seconds": 2.5})
     assert trace.root_reply == "late"
     assert trace.metrics["repl_timeouts"] == 0
-    assert trace.metrics["repl_wait_seconds"] >= 1.4
+    assert trace.metrics["repl_wait_seconds"] >= 2.9
     assert "waiting for calls" in observations(trace)[0]
 
 

@@ -86,7 +86,12 @@ ASK = {"model": "rlm-demo", "messages": [{"role": "user", "content": "q"}]}
 
 async def test_a_stream_has_heartbeats_and_then_the_whole_reply(monkeypatch):
     monkeypatch.setattr("rlm_env.serve.app.HEARTBEAT_SECONDS", 0.05)
-    policy = script(Reply(fence(finish("6 * 7")), delay=0.5))
+
+    async def policy(request):
+        for _ in range(20):  # many short waits and not one long: on a stalled machine heartbeats are late too
+            await asyncio.sleep(0.03)
+        return fence(finish("6 * 7"))
+
     async with client_of(policy) as client:
         raw = await client.chat.completions.with_raw_response.create(**ASK, stream=True)
         text = await raw.http_response.aread()
@@ -127,7 +132,15 @@ async def test_a_client_that_hangs_up_ends_its_episode(stream, monkeypatch):
 
 
 async def test_requests_beyond_the_limit_wait():
-    policy = script(Reply(fence(finish("1")), delay=0.2))
+    two = asyncio.Event()
+
+    async def policy(request):
+        if server.in_flight == 2:
+            two.set()
+        await two.wait()  # the first for the second, however long its REPL takes to start
+        await asyncio.sleep(0.2)  # room for a third
+        return fence(finish("1"))
+
     async with served(policy, max_concurrent=2) as (client, server):
         await asyncio.gather(*(client.chat.completions.create(**ASK) for _ in range(5)))
     assert server.max_in_flight == 2

@@ -17,7 +17,7 @@ def test_vf_eval_plays_a_suite_with_the_harness(tmp_path):
         command += ["--env.agent.runtime.type", "subprocess", "--output-dir", tmp_path]
         command += ["--model", "fake-model", "--client.base-url", server.base_url]
         done = subprocess.run(
-            list(map(str, command)), capture_output=True, text=True, cwd=tmp_path, env=os.environ, timeout=120
+            list(map(str, command)), capture_output=True, text=True, cwd=tmp_path, env=os.environ, timeout=280
         )
     assert done.returncode == 0, done.stderr
     (file,) = tmp_path.rglob("traces.jsonl")
