@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import psutil
-from verifiers.v1.utils.paths import CACHE_DIR
+import pytest
 
 from tests.fakes import FakeModelServer, Reply
 from tests.fakes.policies import fence, finish, is_sub
@@ -83,9 +83,9 @@ EXPECTED = {
 }
 
 
-def left_behind() -> tuple[int, int, int]:
+def left_behind(cache: Path) -> tuple[int, int, int]:
     """(child processes, descriptors, runtime directories) of this process."""
-    directories = CACHE_DIR / "runtimes" / "subprocess"
+    directories = cache / "runtimes" / "subprocess"
     return (
         len(psutil.Process().children(recursive=True)),
         len(os.listdir("/proc/self/fd")),
@@ -109,8 +109,13 @@ async def assassin(stop: asyncio.Event) -> int:
     return killed
 
 
-async def test_every_episode_ends_with_its_outcome_and_nothing_is_left(caplog):
+@pytest.mark.timeout(1200)
+async def test_every_episode_ends_with_its_outcome_and_nothing_is_left(caplog, monkeypatch, tmp_path):
     caplog.set_level("ERROR")
+    # Of its own, since other runs on this machine make and remove directories in the common one.
+    monkeypatch.setattr("verifiers.v1.runtimes.subprocess.CACHE_DIR", tmp_path)
+    # The slower the machine, the more of the starts are hit by a killer that goes by the clock.
+    monkeypatch.setattr("rlm_env.harness._START_ATTEMPTS", 30)
     gate = asyncio.Semaphore(AT_A_TIME)
     settings = harness_config(
         limits={"max_turns": 12},
@@ -124,14 +129,19 @@ async def test_every_episode_ends_with_its_outcome_and_nothing_is_left(caplog):
                 return await live.run(demo(f"#{number} do it", reference=f"done {number}"))
 
         await play(0)  # caches and pools that stay by design are filled before the count
-        before = left_behind()
+        before = left_behind(tmp_path)
+        # Idle keep-alive connections stay open, both ends of them here: three sub-LLMs an episode at most.
+        allowed = (before[0], before[1] + 2 * 3 * AT_A_TIME, before[2])
         stop = asyncio.Event()
         killer = asyncio.create_task(assassin(stop))
         traces = await asyncio.gather(*(play(number) for number in range(EPISODES)))
         stop.set()
         killed = await killer
-        await asyncio.sleep(0.5)
-        after = left_behind()
+        for _ in range(60):  # what was killed takes a moment to go
+            after = left_behind(tmp_path)
+            if all(left <= most for left, most in zip(after, allowed, strict=True)):
+                break
+            await asyncio.sleep(0.5)
 
     assert killed > 5
     outcomes = Counter()
@@ -161,6 +171,6 @@ async def test_every_episode_ends_with_its_outcome_and_nothing_is_left(caplog):
             assert metrics["repl_restarts"] or metrics["repl_timeouts"], (number, kind)
     assert set(outcomes) == set(KINDS)
     assert sum(outcomes.values()) == EPISODES == len({trace.id for trace in traces})
-    assert after[0] <= before[0], "processes left"
-    assert after[1] <= before[1] + 4 * AT_A_TIME, "descriptors left"  # idle keep-alive connections stay open
-    assert after[2] <= before[2], f"directories left in {Path(CACHE_DIR)}"
+    assert after[0] <= allowed[0], "processes left"
+    assert after[1] <= allowed[1], "descriptors left"
+    assert after[2] <= allowed[2], f"directories left in {tmp_path}"
