@@ -48,6 +48,7 @@ class Attack:
     says: str = ""
     error: str | None = None
     seconds: float = 20.0
+    """Time limit of the call. Where the program must come to a certain point, this must do on a busy machine."""
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -72,7 +73,7 @@ attack(
     "pids = [p for p in os.listdir('/proc') if p.isdigit()]\n"
     "print(len(pids), 'processes')\n"
     "for p in pids: attempt(p, lambda: open(f'/proc/{p}/cmdline').read()[:200], lambda value: False)\n"
-    "if len(pids) > 3: print('ESCAPED', pids)",
+    "if len(pids) > 3: print('ESCAPED', pids[:50])",
     says="processes",
 )
 attack("secret-file", "attempt('read', lambda: open(SECRET_FILE).read())", says="FileNotFoundError")
@@ -596,7 +597,7 @@ attack(
     "handles = []\ntry:\n    while True: handles.append(os.open('/dev/null', 0))\nexcept OSError as e: print(len(handles), e)",
     says="Too many open files",
 )
-attack("cpu-bomb", "while True: pass", outcome="dead", seconds=20, settings={"cpu_seconds": 1})
+attack("cpu-bomb", "while True: pass", outcome="dead", seconds=60, settings={"cpu_seconds": 2})
 attack(
     "flood-of-print",
     "block = 'x' * (1 << 20)\nfor _ in range(400): print(block)",
@@ -608,16 +609,29 @@ attack(
     "block = os.urandom(1 << 20)\nwhile True: os.write(1, block)",
     says="characters cut",
     error="KeyboardInterrupt",
-    seconds=2,
+    seconds=3,
 )
 attack(
-    "flood-of-a-subprocess", "shell_process = subprocess.Popen(['yes'])\ntime.sleep(1)", says="characters cut"
+    "flood-of-a-subprocess",
+    """
+    tells, told = os.pipe()
+    shell_process = subprocess.Popen(["sh", "-c", "yes | head -c 100000; echo >&0; exec yes"], stdin=told)
+    os.read(tells, 1)
+    """,
+    says="characters cut",
 )
 attack(
     "flood-from-the-background",
-    "def flood():\n    while True: os.write(2, b'y' * 4096)\n"
-    "threading.Thread(target=flood, daemon=True).start()\n"
-    "if os.fork() == 0: flood()\ntime.sleep(0.5)",
+    """
+    flowing = threading.Event()
+    def flood():
+        for _ in range(20): os.write(2, b"y" * 4096)
+        flowing.set()
+        while True: os.write(2, b"y" * 4096)
+    threading.Thread(target=flood, daemon=True).start()
+    if os.fork() == 0: flood()
+    flowing.wait()
+    """,
     says="characters cut",
 )
 attack("huge-echo", "'x' * 100_000_000", says="characters cut", seconds=20)
@@ -654,19 +668,19 @@ attack(
     "loop-that-ignores-the-interrupt",
     "while True:\n    try: time.sleep(9)\n    except KeyboardInterrupt: pass",
     outcome="dead",
-    seconds=1,
+    seconds=3,
 )
 attack(
     "interrupt-switched-off",
     "signal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass",
     outcome="dead",
-    seconds=1,
+    seconds=3,
 )
 attack(
     "interrupt-masked",
     "signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 32))\nwhile True: pass",
     outcome="dead",
-    seconds=1,
+    seconds=3,
 )
 attack("one-endless-c-call", "sum(iter(int, 1))", outcome="any", seconds=1)
 attack(
@@ -747,14 +761,14 @@ attack(
 )
 attack(
     "segmentation-fault-in-a-thread",
-    "threading.Thread(target=lambda: ctypes.string_at(0)).start()\ntime.sleep(1)",
+    "thread = threading.Thread(target=lambda: ctypes.string_at(0))\nthread.start()\nthread.join()",
     outcome="dead",
 )
 attack(
     "execute-another-program",
     "os.execv('/bin/sh', ['sh', '-c', 'echo gone; exec sleep 600'])",
     outcome="dead",
-    seconds=3,
+    seconds=10,
 )
 
 # --- the channel ---
@@ -817,7 +831,7 @@ attack(
     "half-a-frame",
     "channel().sock.sendall(struct.pack('>IB', 1000, ord('Q')) + b'{')\ntime.sleep(0.3)",
     outcome="dead",
-    seconds=1,
+    seconds=3,
 )
 attack(
     "unknown-request",
@@ -845,7 +859,7 @@ attack(
     "def ask():\n    while True: llm_batch(['x'] * 100)\n"
     "for _ in range(16): threading.Thread(target=ask, daemon=True).start()\nwhile True: pass",
     outcome="any",
-    seconds=1,
+    seconds=3,
 )
 attack("close-every-descriptor", "os.closerange(0, 1000)", outcome="dead")
 attack("close-the-channel", "channel().sock.close()", outcome="dead")
@@ -860,7 +874,7 @@ attack(
             try: sock.sendall(frame("Q", {"id": 5, "name": "nonsense", "payload": {}}))
             except OSError: pass
             time.sleep(0.01)
-    time.sleep(0.5)
+    time.sleep(15)
     """,
     outcome="dead",
 )
@@ -920,7 +934,7 @@ attack(
     "answer-whose-text-never-comes",
     "class E:\n    def __str__(self):\n        while True: pass\nanswer['content'] = E()",
     outcome="dead",
-    seconds=1,
+    seconds=3,
 )
 attack(
     "stdout-replaced",
