@@ -56,7 +56,9 @@ def kill_tree(pid: int, *, and_itself: bool = True) -> int:
             process.kill()
         except psutil.NoSuchProcess:
             pass
-    psutil.wait_procs(victims, timeout=5)
+    # Not for `pid`: that would take its exit status away from multiprocessing, which then believes that it
+    # lives, and at exit signals whoever has its id by then.
+    psutil.wait_procs([process for process in victims if process != top], timeout=5)
     return len(victims)
 
 

@@ -23,15 +23,16 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
-
-from trl.experimental.async_grpo.async_rollout_worker import RolloutSample
+from typing import TYPE_CHECKING, Any
 
 from training.config import TrainConfig
 from training.progress import Position
 from training.rollout_child import child_main, kill_tree
 from training.rollout_link import GroupResult, LoopSettings, MetricValue, ParentLink
 from training.samples import TrainRow
+
+if TYPE_CHECKING:
+    from trl.experimental.async_grpo.async_rollout_worker import RolloutSample
 
 POLL_SECONDS = 0.2
 """How often a blocked `get` looks whether the rollout process lives."""

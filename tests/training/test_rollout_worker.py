@@ -31,7 +31,7 @@ from tests.fakes.wire import MODEL, Reply
 from tests.processes import left_alive
 from training.config import TrainConfig
 from training.rollout_link import ChildError
-from training.rollout_loop import RolloutLoop
+from training.rollout_loop import RolloutLoop, renew_renderer_lock
 from training.rollout_worker import RolloutProcessDied, RolloutWorker, StopRequested
 
 RENDERER = {"name": "custom", "import_path": "training.renderer.PlainChatMLRenderer"}
@@ -49,6 +49,11 @@ pytestmark = [
 def collect_what_is_left_behind():
     """Here, where its complaints are expected, and not in some later test."""
     yield
+    collect_abandoned_episodes()
+
+
+def collect_abandoned_episodes():
+    renew_renderer_lock()  # it holds the event loop in which it was last waited for
     gc.collect()
 
 
@@ -265,7 +270,7 @@ def test_failed_and_hung_episodes_are_left_out_and_counted(server, make_config, 
         assert totals["rollout/groups_dropped_too_few_valid_total"] > 0
     finally:
         worker.stop()
-        gc.collect()  # the abandoned episodes, here where their complaints are expected
+        collect_abandoned_episodes()
 
 
 def test_nothing_but_failures_stops_the_run_with_the_last_error(server, make_config, monkeypatch):
@@ -469,9 +474,10 @@ async def test_a_group_that_is_cancelled_while_it_is_saved_is_saved_whole(make_c
     assert not loop._store_lock.locked()
 
 
-# ---- the real process
+# ---- the real process: seconds of imports, and minutes on a busy machine
 
 
+@pytest.mark.timeout(600)
 def test_the_process_makes_rows_and_stops(server, make_config):
     config = make_config(rollout={"max_staleness": 1})
     worker = make_worker(config, server, RolloutWorker)
@@ -499,6 +505,7 @@ def test_the_process_makes_rows_and_stops(server, make_config):
     assert environment
 
 
+@pytest.mark.timeout(600)
 def test_the_process_reports_why_it_died(server, make_config):
     worker = make_worker(make_config(rollout={"max_consecutive_failures": 1}), server, RolloutWorker)
     worker._settings = type(worker._settings)(**{**vars(worker._settings), "position": {"nonsense": 1}})
@@ -507,6 +514,7 @@ def test_the_process_reports_why_it_died(server, make_config):
     worker.stop()
 
 
+@pytest.mark.timeout(600)
 def test_the_process_does_not_outlive_a_killed_trainer(server, make_config, tmp_path):
     config = make_config()
     (tmp_path / "config.json").write_text(config.model_dump_json())
@@ -528,7 +536,8 @@ def test_the_process_does_not_outlive_a_killed_trainer(server, make_config, tmp_
                 )
                 worker.update_model_version(1)
                 worker.start()
-                worker.rollout_buffer.get(timeout=200)
+                while worker.next_group(1.0) is None:
+                    pass
                 print(worker.pid, flush=True)
                 time.sleep(600)
 
