@@ -254,7 +254,7 @@ def test_the_figure_is_a_whole_png(tmp_path, curve):
 
 
 @pytest.mark.vllm
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_quickstart_on_real_vllm(tmp_path, capfd):
     """Two steps cannot reach the goal: everything is written all the same, and the command says so."""
     start = ["--warmstart.tokenizer-episodes", "16", "--warmstart.episodes", "64", "--warmstart.epochs", "3"]

@@ -87,7 +87,11 @@ def test_checkpoint_round_trip(tmp_path, tied):
     text = 'answer["content"] = context\n\n  1234 naïve'
     assert tokenizer.encode(text) == TOKENIZER.encode(text)
     ids = torch.tensor([tokenizer.encode(text)])
-    assert torch.equal(loaded(ids).logits, model(ids).logits)
+    weights, written = loaded.state_dict(), model.state_dict()
+    assert weights.keys() == written.keys()
+    assert all(torch.equal(weights[name], written[name]) for name in written)
+    # Where a tensor lies in memory may decide the order of a sum.
+    torch.testing.assert_close(loaded(ids).logits, model(ids).logits, rtol=0, atol=1e-5)
 
     sampling = GenerationConfig.from_pretrained(directory)
     assert (sampling.temperature, sampling.top_p, sampling.top_k) == (1.0, 1.0, 0)

@@ -166,12 +166,13 @@ def two_ranks(checkpoint, output, *arguments):
     env = os.environ | {"PYTHONPATH": str(script.parents[2]), "OMP_NUM_THREADS": "1"}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [*launcher, str(script), *map(str, (checkpoint, output, *arguments))]
-    out = subprocess.run(command, env=env, capture_output=True, text=True, timeout=240)
+    out = subprocess.run(command, env=env, capture_output=True, text=True, timeout=540)
     assert out.returncode == 0, out.stderr[-3000:]
     files = [output / f"rank{rank}.jsonl" for rank in range(2)]
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("ending", "other_rank"),
     [
@@ -188,6 +189,7 @@ def test_what_ends_the_rows_ends_every_rank_at_the_same_step(checkpoint, tmp_pat
     assert second["text"].startswith(other_rank[1])
 
 
+@pytest.mark.timeout(600)
 def test_two_processes_take_the_steps_of_one(checkpoint, tmp_path):
     """Rows are dealt out to the ranks and nothing is fetched ahead; losses and gradients are those of one
     process."""
