@@ -104,27 +104,50 @@ def reset_peak_memory() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def namespaces_of(pid: int) -> set[str]:
-    """Process namespaces below a process, the host's own left out."""
-    own, found, queue = os.readlink("/proc/self/ns/pid"), set(), [pid]
-    while queue:
-        try:
-            queue += map(int, Path(f"/proc/{queue[0]}/task/{queue[0]}/children").read_text().split())
-            found.add(os.readlink(f"/proc/{queue.pop(0)}/ns/pid"))
-        except OSError:
-            queue.pop(0)
-    return found - {own}
+class Namespaces:
+    """The process namespaces of workers. Held open: the number of one that is gone goes to the next that is
+    made, by whomever on this machine."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, int] = {}
+
+    def add_below(self, pid: int) -> None:
+        """Those below a process, the host's own left out."""
+        own, queue = os.readlink("/proc/self/ns/pid"), [pid]
+        while queue:
+            pid = queue.pop()
+            try:
+                queue += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+                handle = os.open(f"/proc/{pid}/ns/pid", os.O_RDONLY)
+            except OSError:
+                continue
+            name = os.readlink(f"/proc/self/fd/{handle}")
+            if name == own or name in self.held:
+                os.close(handle)
+            else:
+                self.held[name] = handle
+
+    def processes(self) -> list[str]:
+        """The processes that are in one of them."""
+        found = []
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                if os.readlink(f"/proc/{pid}/ns/pid") in self.held:
+                    found.append(pid)
+            except OSError:
+                continue
+        return found
+
+    def close(self) -> None:
+        while self.held:
+            os.close(self.held.popitem()[1])
 
 
-def processes_in(namespaces: set[str]) -> list[str]:
-    found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        try:
-            if os.readlink(f"/proc/{pid}/ns/pid") in namespaces:
-                found.append(pid)
-        except OSError:
-            continue
-    return found
+@pytest.fixture
+def namespaces():
+    namespaces = Namespaces()
+    yield namespaces
+    namespaces.close()
 
 
 async def eventually(check, what: str) -> None:
@@ -166,7 +189,7 @@ async def test_without_confinement_the_attacks_get_through(repl, host, name):
 @pytest.mark.skipif(sys.platform != "linux", reason="confinement is Linux's")
 @pytest.mark.parametrize("isolation", [backend("bwrap"), backend("namespaces")])
 @pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.name)
-async def test_attack(repl, host, attack, isolation):
+async def test_attack(repl, host, namespaces, attack, isolation):
     async def handler(name, payload):
         await asyncio.sleep(0.3 if payload["prompts"] == ["slow"] else 0)
         return {"results": [{"text": "reply"} for _ in payload["prompts"]], "limit": None}
@@ -181,8 +204,8 @@ async def test_attack(repl, host, attack, isolation):
         handler=handler,
         **{**LIMITS, **attack.settings},
     )
-    namespaces = namespaces_of(client._worker.process._process.pid)
-    assert len(namespaces) == 1
+    namespaces.add_below(client._worker.process._process.pid)
+    assert len(namespaces.held) == 1
     reset_peak_memory()
     before = memory("VmRSS")
 
@@ -201,7 +224,7 @@ async def test_attack(repl, host, attack, isolation):
     if attack.error:
         assert result.error == attack.error, result.output
 
-    namespaces |= namespaces_of(client._worker.process._process.pid)
+    namespaces.add_below(client._worker.process._process.pid)
     after = await client.run("answer['content'] = f'alive, {context}'")
     if after.restarted:  # the attack's last word came only now
         assert attack.outcome == "any", after
@@ -210,9 +233,10 @@ async def test_attack(repl, host, attack, isolation):
         assert after.answer.content == "alive, the context", after
     host.assert_unreached()
 
-    namespaces |= namespaces_of(client._worker.process._process.pid)
+    namespaces.add_below(client._worker.process._process.pid)
     await client.close()
-    await eventually(lambda: not processes_in(namespaces), f"processes live on in {namespaces}")
+    await eventually(lambda: not namespaces.processes(), f"processes live on in {[*namespaces.held]}")
+    namespaces.close()
     await eventually(
         lambda: len(os.listdir("/proc/self/fd")) <= descriptors,
         f"{len(os.listdir('/proc/self/fd'))} descriptors, {descriptors} before",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rlm_env.repl import ReplClient, ReplConfig
 from tests.rlm_env.repl.conftest import echo
-from tests.rlm_env.repl.test_attacks import eventually, namespaces_of, processes_in
+from tests.rlm_env.repl.test_attacks import Namespaces, eventually
 
 
 def files_in(runtime):
@@ -28,7 +28,7 @@ async def test_sixty_episodes_ten_at_a_time_with_workers_killed_at_random(runtim
     threads = threading.active_count()
     descriptors = len(os.listdir("/proc/self/fd"))
     files = files_in(runtime)
-    namespaces: set[str] = set()
+    namespaces = Namespaces()
     slots = asyncio.Semaphore(10)
     restarts = 0
 
@@ -42,7 +42,7 @@ async def test_sixty_episodes_ten_at_a_time_with_workers_killed_at_random(runtim
             try:
                 for turn in range(4):
                     pid = client._worker.process._process.pid
-                    namespaces.update(namespaces_of(pid))
+                    namespaces.add_below(pid)
                     killed = rng.random() < 0.3
                     # One that is to be killed cannot be done before.
                     code = f"import time\ntime.sleep({60 if killed else 0.02})\nr = llm_query(context)\n"
@@ -63,7 +63,8 @@ async def test_sixty_episodes_ten_at_a_time_with_workers_killed_at_random(runtim
 
     await asyncio.gather(*(episode(number) for number in range(60)))
     assert restarts > 20
-    await eventually(lambda: not processes_in(namespaces), "processes are left")
+    await eventually(lambda: not namespaces.processes(), "processes are left")
+    namespaces.close()
     await eventually(lambda: len(os.listdir("/proc/self/fd")) <= descriptors, "descriptors are left")
     assert files_in(runtime) == files
     assert threading.active_count() <= threads, "the host has made threads"
