@@ -52,6 +52,13 @@ def main(argv: list[str] | None = None) -> None:
     except (KeyboardInterrupt, asyncio.CancelledError):
         raise SystemExit(_fail("interrupted; run again with --resume to go on", 130)) from None
     _print_outcome(config, summary)
+    if config.report_only and (gaps := unfinished(config, rows)):
+        print(
+            "fewer rows than the config asks for (--resume runs what is missing):",
+            *gaps,
+            sep="\n  ",
+            file=sys.stderr,
+        )
 
 
 def _fail(message: str, code: int) -> int:
@@ -102,6 +109,23 @@ def rows_of(config: EvalConfig) -> list[Row]:
     return [row for row in rows if key_of(row)[:4] in cells]
 
 
+def unfinished(config: EvalConfig, rows: Sequence[Row]) -> list[str]:
+    """A line for each cell that has not the rows that its `num_tasks` asks for; a cell of all tasks of its
+    suite, which would have to be loaded to be counted, only if it has no row at all."""
+    lines = []
+    for cell in expand(config):
+        there = len(_rows_of_cell(cell, rows))
+        if cell.num_tasks is not None and there < (wanted := cell.num_tasks * cell.rollouts):
+            lines.append(f"{cell.id}: {there} of {wanted} episodes")
+        elif not there:
+            lines.append(f"{cell.id}: no episode")
+    return lines
+
+
+def _rows_of_cell(cell: Cell, rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if key_of(row)[:4] == (cell.suite, cell.setting, cell.mode, cell.model)]
+
+
 def write_report(config: EvalConfig, rows: Sequence[Row]) -> Summary:
     """summary.json, report.md, plots and, if asked for, W&B; returns the summary."""
     from eval import plots, report, wandb_log
@@ -135,7 +159,7 @@ def describe(config: EvalConfig) -> str:
     lines = [f"results: {config.results_dir}", ""]
     total, likely, most, unlimited = 0, 0, 0, False
     for cell in expand(config):
-        own = [row for row in rows if key_of(row)[:4] == (cell.suite, cell.setting, cell.mode, cell.model)]
+        own = _rows_of_cell(cell, rows)
         done = sum(row["outcome"] in KEPT for row in own) if config.resume else 0
         episodes = max(0, _episodes(cell) - done)
         calls = calls_of(cell, episodes, per_episode=_calls_per_episode(config, cell, own))

@@ -101,6 +101,8 @@ class Plot:
     name: str
     caption: str
     draw: Draw
+    family: str | None = None
+    """Drawn once for each suite of this taskset, where a run has several; None: once for all suites."""
 
 
 def modes_of(rows: Sequence[Row]) -> list[str]:

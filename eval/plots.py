@@ -309,7 +309,7 @@ GENERAL = (
 def draw_all(
     rows: Sequence[Row], directory: Path, stats: Stats, *, dpi: int
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """Draw every plot whose data exists, one file per model.
+    """Draw every plot whose data exists, one file per model (and suite, for a plot of single suites).
 
     Returns ({file name: caption}, {plot name: reason it was not drawn}).
     """
@@ -322,14 +322,19 @@ def draw_all(
     with mpl.rc_context(STYLE):
         for plot in (*GENERAL, *SUITE_PLOTS):
             for model in models:
-                own = where(rows, model=model)
-                several = len(models) > 1
-                try:
-                    figure = plot.draw(main_rows(own) if plot in GENERAL else own, stats)
-                except NotDrawn as reason:
-                    skipped[f"{plot.name} ({model})" if several else plot.name] = str(reason)
-                    continue
-                file = f"{plot.name}__{model}.png" if several else f"{plot.name}.png"
-                figure.savefig(directory / file, dpi=dpi)
-                drawn[file] = f"{plot.caption} Model: {model}." if several else plot.caption
+                of_model = where(rows, model=model)
+                suites = list(dict.fromkeys(r["suite"] for r in of_model if r["family"] == plot.family))
+                for suite in suites if len(suites) > 1 else [None]:
+                    own = of_model if suite is None else where(of_model, suite=suite)
+                    parts = {"Suite": suite, "Model": model if len(models) > 1 else None}
+                    told = {kind: name for kind, name in parts.items() if name is not None}
+                    name = "__".join([plot.name, *told.values()])
+                    try:
+                        figure = plot.draw(main_rows(own) if plot in GENERAL else own, stats)
+                    except NotDrawn as reason:
+                        skipped[name] = str(reason)
+                        continue
+                    figure.savefig(directory / f"{name}.png", dpi=dpi)
+                    caption = [plot.caption, *(f"{kind}: {name}." for kind, name in told.items())]
+                    drawn[f"{name}.png"] = " ".join(caption)
     return drawn, skipped

@@ -72,6 +72,11 @@ def _bars(rows: Sequence[Row], stats: Stats, key: Callable[[Row], Any], axis: st
         compact(value) if isinstance(value, int | float) else str(value): own
         for value, own in grouped.items()
     }
+    return _labelled_bars(labelled, stats, axis)
+
+
+def _labelled_bars(labelled: dict[str, list[Row]], stats: Stats, axis: str) -> Figure:
+    rows = [row for own in labelled.values() for row in own]
     figure = new_figure(wide(labelled, len(modes_of(rows))), 4.0)
     axes = figure.add_subplot()
     marked = grouped_bars(axes, labelled, stats, reward_completed)
@@ -89,6 +94,19 @@ def subset_of(row: Row) -> str:
     return str(row.get("task/subset") or row["suite"])
 
 
+def _by_subset(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Label -> rows; subsets that several suites have are kept apart by the suite's name."""
+    suites: dict[str, set[str]] = {}
+    for row in rows:
+        suites.setdefault(subset_of(row), set()).add(row["suite"])
+
+    def label(row: Row) -> str:
+        subset = subset_of(row)
+        return subset if len(suites[subset]) == 1 else f"{row['suite']}: {subset}"
+
+    return _grouped(rows, label)
+
+
 def context_length(row: Row) -> float | None:
     """The task's context length in the unit that its suite reports."""
     return next((float(row[name]) for name in LENGTH_FIELDS if row.get(name)), None)
@@ -100,14 +118,14 @@ def _length_unit(rows: Sequence[Row]) -> str:
 
 
 def oolong_by_subset(rows: Sequence[Row], stats: Stats) -> Figure:
-    return _bars(main_rows(_family(rows, "oolong")), stats, subset_of, "subset", "no task names its subset")
+    return _labelled_bars(_by_subset(main_rows(_family(rows, "oolong"))), stats, "subset")
 
 
 def oolong_tokens(rows: Sequence[Row], stats: Stats) -> Figure:
     own = completed(main_rows(_family(rows, "oolong")))
     if not own:
         raise NotDrawn("no episode of oolong was completed")
-    return token_panels({str(k): v for k, v in _grouped(own, subset_of).items()}, modes_of(own), stats)
+    return token_panels(_by_subset(own), modes_of(own), stats)
 
 
 def oolong_by_length(rows: Sequence[Row], stats: Stats) -> Figure:
@@ -116,7 +134,7 @@ def oolong_by_length(rows: Sequence[Row], stats: Stats) -> Figure:
     own = [row for row in main_rows(_family(rows, "oolong")) if context_length(row) is not None]
     if not own:
         raise NotDrawn(f"no task reports its context length ({', '.join(LENGTH_FIELDS)})")
-    subsets, modes = _grouped(own, subset_of), modes_of(own)
+    subsets, modes = _by_subset(own), modes_of(own)
     bins = sorted({length_bin(context_length(row) or 1.0) for row in own})
     columns = min(3, len(subsets))
     lines = -(-len(subsets) // columns)
@@ -240,8 +258,28 @@ SUITE_PLOTS = (
     Plot("oolong_by_subset", "Oolong: mean reward by subset.", oolong_by_subset),
     Plot("oolong_by_length", "Oolong: mean reward by context length.", oolong_by_length),
     Plot("oolong_tokens", "Oolong: tokens by subset, root and sub-LLMs.", oolong_tokens),
-    Plot("verbatim_by_content", "Verbatim copy: mean reward by content type.", verbatim_by_content),
-    Plot("verbatim_by_length", "Verbatim copy: mean reward by length of the text.", verbatim_by_length),
-    Plot("verbatim_by_fragment", "Verbatim copy: mean reward by length of fragments.", verbatim_by_fragment),
-    Plot("math_by_time_limit", "Math: mean reward by time limit of a run of code.", math_by_time_limit),
+    Plot(
+        "verbatim_by_content",
+        "Verbatim copy: mean reward by content type.",
+        verbatim_by_content,
+        "verbatim_copy",
+    ),
+    Plot(
+        "verbatim_by_length",
+        "Verbatim copy: mean reward by length of the text.",
+        verbatim_by_length,
+        "verbatim_copy",
+    ),
+    Plot(
+        "verbatim_by_fragment",
+        "Verbatim copy: mean reward by length of fragments.",
+        verbatim_by_fragment,
+        "verbatim_copy",
+    ),
+    Plot(
+        "math_by_time_limit",
+        "Math: mean reward by time limit of a run of code.",
+        math_by_time_limit,
+        "math_python",
+    ),
 )

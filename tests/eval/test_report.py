@@ -339,6 +339,19 @@ def test_one_file_per_model(tmp_path: Path) -> None:
     assert "Model: b." in drawn["reward_by_suite__b.png"]
 
 
+def test_suites_of_one_taskset_are_not_pooled(tmp_path: Path) -> None:
+    made = rows(tasks=4)
+    other = {"verbatim": "verbatim_repl", "oolong_real": "oolong_real_2"}
+    both = made + [{**one, "suite": other[one["suite"]]} for one in made if one["suite"] in other]
+    drawn, _ = plots.draw_all(both, tmp_path, STATS, dpi=50)
+    files = {name for name in drawn if name.startswith("verbatim_by_content")}
+    assert files == {"verbatim_by_content__verbatim.png", "verbatim_by_content__verbatim_repl.png"}
+    assert drawn["verbatim_by_content__verbatim_repl.png"].endswith("Suite: verbatim_repl.")
+    assert "math_by_time_limit.png" in drawn  # the only suite of its taskset
+    shown = [label.split("\n")[0] for label in labels_of(suite_plots.oolong_by_subset(both, STATS))]
+    assert shown == ["oolong_real: real", "oolong_real_2: real", "synth"]
+
+
 def test_the_main_plots_leave_variations_out() -> None:
     made = rows(tasks=2)
     assert {one["setting"] for one in plot_kit.main_rows(made) if one["suite"] == "verbatim"} == {"default"}

@@ -352,7 +352,7 @@ def test_a_damaged_results_file_is_not_overwritten(tmp_path: Path) -> None:
 def test_report_only_rebuilds_from_the_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from tests.eval.synthetic import row
 
-    made = config(tmp_path, modes=["llm"])
+    made = config(tmp_path, modes=["llm"], num_tasks=4)
     file = tmp_path / "config.json"
     file.write_text(made.model_dump_json(exclude_unset=True))
     with pytest.raises(SystemExit) as stop:
@@ -366,10 +366,15 @@ def test_report_only_rebuilds_from_the_rows(tmp_path: Path, capsys: pytest.Captu
         )
     append_row(made.results_dir / EPISODES_FILE, row(suite="of another config"))
     cli.main(["@", str(file), "--report-only", "--no-report.plots"])
-    out = capsys.readouterr().out
+    out, errors = capsys.readouterr()
     assert "reward 1.000" in out
+    assert "--resume" in errors
+    assert "copy__default__llm__m: 3 of 4 episodes" in errors
     assert (made.results_dir / "report.md").read_text().count("| copy | LLM |") == 4
     assert "another" not in (made.results_dir / "report.md").read_text()
+    append_row(made.results_dir / EPISODES_FILE, row(suite="copy", mode="llm", model="m", task_id="t3"))
+    cli.main(["@", str(file), "--report-only", "--no-report.plots"])
+    assert "fewer rows" not in capsys.readouterr().err
 
 
 def test_config_errors_exit_with_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
