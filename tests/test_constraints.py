@@ -16,7 +16,7 @@ PINNED_APART = {"apache-tvm-ffi", "triton"}
 
 def pins(file: str) -> dict[str, Version]:
     requirements = [Requirement(line) for line in (ROOT / file).read_text().splitlines() if line[0] != "#"]
-    found = {canonicalize_name(r.name): Version(str(r.specifier).removeprefix("==")) for r in requirements}
+    found = {canonicalize_name(r.name): Version(str(r.specifier).lstrip("=")) for r in requirements}
     assert len(found) == len(requirements), f"{file} names a package twice"
     return found
 
