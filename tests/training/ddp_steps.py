@@ -12,6 +12,7 @@ import os
 import queue
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -78,16 +79,25 @@ def run_to_the_end(checkpoint: str, output: str, rows_per_process: int, ending: 
     raise AssertionError("training went on without rows")
 
 
-def run(checkpoint: str, output: str, rows_per_process: int) -> list[dict[str, float]]:
-    """What the steps logged; empty off the main process."""
-    args = {
+def run(
+    checkpoint: str,
+    output: str,
+    rows_per_process: int,
+    *,
+    transfer: NoTransfer | None = None,
+    args: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> list[dict[str, float]]:
+    """What the steps logged; empty off the main process. Further arguments are the trainer's."""
+    defaults = {
         "max_steps": 3,
         "per_device_train_batch_size": rows_per_process,
         "learning_rate": 1e-2,
         "max_grad_norm": 1e9,
         "ddp_backend": "gloo" if "WORLD_SIZE" in os.environ else None,
     }
-    trainer = cpu_trainer(checkpoint, output, RecordedWorker(rows), NoTransfer(), args=args)
+    worker, settings = RecordedWorker(rows), defaults | (args or {})
+    trainer = cpu_trainer(checkpoint, output, worker, transfer or NoTransfer(), args=settings, **kwargs)
     trainer.train()
     keys = ("loss", "grad_norm", "ratio", "sample/staleness_max")
     processes = {"processes": trainer.accelerator.num_processes}

@@ -3,6 +3,8 @@
 import queue
 from collections.abc import Callable
 
+import torch
+
 from training.trl_seams import AsyncGRPOConfig, RolloutSample, build_trainer
 
 
@@ -58,6 +60,18 @@ class NoTransfer:
 
     def destroy(self) -> None:
         self.calls.append("destroy")
+
+
+class KeptWeights(NoTransfer):
+    """Keeps a copy of what was sent last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights: dict[str, torch.Tensor] = {}
+
+    def send_weights(self, iterator) -> None:
+        self.calls.append("send")
+        self.weights = {name: tensor.detach().clone() for name, tensor in iterator}
 
 
 def cpu_trainer(model, output, worker, transfer, *, args=None, **kwargs):
