@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from accelerate.utils.constants import FSDP_MODEL_NAME
 from transformers import Trainer
 from transformers.trainer_callback import PrinterCallback
 from trl.experimental.async_grpo import AsyncGRPOConfig
@@ -53,8 +54,8 @@ def resume_checkpoint(config: TrainConfig) -> Path | None:
     """The checkpoint that `checkpoint.resume` names, or None for a new run.
 
     Raises:
-        ResumeError: it does not exist or is not complete, or a new run would write over an old one's
-            checkpoints.
+        ResumeError: it does not exist or is not complete, it is one of FSDP's and the launcher asks for
+            another kind or the other way round, or a new run would write over an old one's checkpoints.
     """
     run_dir, wanted = config.run.directory, config.checkpoint.resume
     complete = complete_checkpoints(run_dir)
@@ -68,11 +69,25 @@ def resume_checkpoint(config: TrainConfig) -> Path | None:
     if wanted == "last":
         if not complete:
             raise ResumeError(f"checkpoint.resume = 'last', but {run_dir} has no complete checkpoint")
-        return complete[-1]
-    path = Path(wanted)
-    if not (path / STATE_FILE).is_file():
-        raise ResumeError(f"checkpoint.resume: {path} is no complete checkpoint (it has no {STATE_FILE})")
+        path = complete[-1]
+    else:
+        path = Path(wanted)
+        if not (path / STATE_FILE).is_file():
+            raise ResumeError(f"checkpoint.resume: {path} is no complete checkpoint (it has no {STATE_FILE})")
+    sharded, of_fsdp = launched_with_fsdp(), any(path.glob(f"{FSDP_MODEL_NAME}*"))
+    if sharded != of_fsdp:
+        kinds = {True: "with FSDP", False: "without FSDP"}
+        raise ResumeError(
+            f"checkpoint.resume: {path} was written {kinds[of_fsdp]} and this run is launched "
+            f"{kinds[sharded]}; their optimizer states do not fit each other. Launch with the --config_file "
+            "that it was made with, or start a run of another run.name with model.path set to it"
+        )
     return path
+
+
+def launched_with_fsdp() -> bool:
+    """Whether `accelerate launch` was given a config with `distributed_type: FSDP`."""
+    return parse_flag_from_env("ACCELERATE_USE_FSDP")
 
 
 def rollout_state(checkpoint: Path | None) -> dict[str, Any]:

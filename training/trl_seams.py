@@ -14,7 +14,7 @@ What `PolicyTrainer` changes, and why:
   queue that is a deadlock for a worker that emits one batch per policy version, and it makes every batch one
   version staler than TRL counts, so that `max_staleness = 0` would not be on-policy.
 - **whole log-probabilities under FSDP2**: TRL's fused head computes them inside the model's forward, and the
-  policy that accelerate makes of `bf16` casts whatever that returns to bfloat16, wrong by up to 0.03 nats at a
+  policy that accelerate makes of `bf16` casts whatever that returns to bfloat16, off by up to 0.03 nats at a
   log-probability of -8; it also sums gradients over the ranks in bfloat16. Here both stay in float32.
 - **parity**: the first weight sync is followed by a comparison of server and trainer, see `training.parity`.
 """

@@ -283,6 +283,18 @@ def test_resuming_asks_for_a_complete_checkpoint(make_config, tmp_path):
     assert resume_checkpoint(make_config()) is None
 
 
+@pytest.mark.parametrize("sharded", [False, True])
+def test_resuming_asks_for_the_launcher_of_the_checkpoint(make_config, tmp_path, monkeypatch, sharded):
+    (tmp_path / "rollout_state.json").write_text("{}")
+    (tmp_path / ("pytorch_model_fsdp.bin" if sharded else "optimizer.pt")).touch()
+    config = make_config(checkpoint={"resume": str(tmp_path)})
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", str(sharded).lower())
+    assert resume_checkpoint(config) == tmp_path
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", str(not sharded).lower())
+    with pytest.raises(ResumeError, match=r"written with(out)? FSDP .* --config_file .* model\.path"):
+        resume_checkpoint(config)
+
+
 def test_the_settings_reach_trl(make_config):
     config = make_config(
         optim={"lr": 3e-4, "schedule": "cosine", "warmup_steps": 7, "max_grad_norm": 0.3, "beta2": 0.9},

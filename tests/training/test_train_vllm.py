@@ -12,21 +12,25 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.processes import left_alive
+from tests.training.sharded import launcher_environment
 from training.callbacks import complete_checkpoints
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 300
+RANKS = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
-def launch(launcher, arguments, log):
+def launch(program, arguments, log, environment=os.environ):
     environment = {
-        **os.environ,
+        **environment,
         "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent / "plugins")]),
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, *launcher, "-m", "training.train", *arguments]
+    command = [sys.executable, *program, *arguments]
     return subprocess.Popen(
         command,
         cwd=ROOT,
@@ -70,15 +74,13 @@ def stop(process):
     process.wait()
 
 
-@pytest.mark.vllm
-@pytest.mark.timeout(1200)
-def test_stop_resume_and_the_death_of_the_server(tiny_checkpoint, tmp_path):
-    run_dir = tmp_path / "run"
-    config = tmp_path / "train.toml"
+def write_config(checkpoint, directory):
+    """A run on the toy taskset in `directory`/run; returns the file."""
+    config = directory / "train.toml"
     config.write_text(
         f"""
         [model]
-        path = "{tiny_checkpoint}"
+        path = "{checkpoint}"
         [env.taskset]
         id = "toy_rollouts"
         behaviours = ["parity"]
@@ -107,14 +109,20 @@ def test_stop_resume_and_the_death_of_the_server(tiny_checkpoint, tmp_path):
         every_steps = 2
         [run]
         name = "run"
-        output_dir = "{tmp_path}"
+        output_dir = "{directory}"
         """
     )
+    return config
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(1200)
+def test_stop_resume_and_the_death_of_the_server(tiny_checkpoint, tmp_path):
+    run_dir, config = tmp_path / "run", write_config(tiny_checkpoint, tmp_path)
 
     # Two ranks; SIGTERM to the launcher. The step at hand is finished, a checkpoint written, everything ends.
     log = tmp_path / "first.log"
-    ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    first = launch(ranks, ["@", str(config)], log)
+    first = launch([*RANKS, "-m", "training.train"], ["@", str(config)], log)
     try:
         below = wait_for_steps(first, run_dir, 3, log)
         assert of(below, "vllm")
@@ -135,7 +143,7 @@ def test_stop_resume_and_the_death_of_the_server(tiny_checkpoint, tmp_path):
 
     # One rank goes on from there; then vLLM is killed.
     log = tmp_path / "second.log"
-    second = launch([], ["@", str(config), "--checkpoint.resume", "last"], log)
+    second = launch(["-m", "training.train"], ["@", str(config), "--checkpoint.resume", "last"], log)
     try:
         below = wait_for_steps(second, run_dir, steps + 3, log)
         engines = of(below, "vllm.entrypoints")
@@ -155,3 +163,35 @@ def test_stop_resume_and_the_death_of_the_server(tiny_checkpoint, tmp_path):
     assert int(newest.name.split("-")[1]) >= steps
     state = json.loads((newest / "trainer_state.json").read_text())
     assert state["global_step"] == int(newest.name.split("-")[1])
+
+
+@pytest.mark.vllm
+@pytest.mark.timeout(1200)
+def test_sharded_ranks_sync_checkpoint_and_resume(tiny_checkpoint, tmp_path):
+    """FSDP2 with bf16 and gradient checkpointing, as the configs for a node have it, but over gloo."""
+    run_dir, config = tmp_path / "run", write_config(tiny_checkpoint, tmp_path)
+    program = [*RANKS, str(ROOT / "tests/training/sharded_train.py")]
+    half = ["--precision.bf16", "true", "--precision.gradient-checkpointing", "true"]
+    for steps, resume in ((2, []), (4, ["--checkpoint.resume", "last"])):
+        log = tmp_path / f"{steps}.log"
+        arguments = ["@", str(config), *half, "--batch.steps", str(steps), *resume]
+        process = launch(program, arguments, log, launcher_environment("bf16"))
+        try:
+            assert process.wait(500) == 0, log.read_text()[-8000:]
+        finally:
+            stop(process)
+        summary = json.loads((run_dir / "summary.json").read_text())
+        assert (summary["ended"], summary["steps"], summary["world_size"]) == ("finished", steps, 2)
+        assert summary["policy_version"] == steps + 1
+        # The trainer rounds to bfloat16 and the server does not.
+        assert summary["parity_max_abs_diff"] < 0.1
+    entries = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert all(0.9 < entry["ratio"] < 1.1 for entry in entries)
+    checkpoint = complete_checkpoints(run_dir)[-1]
+    optimizer = torch.load(checkpoint / "optimizer.bin", weights_only=True)
+    assert {int(entry["step"]) for entry in optimizer["state"].values()} == {4}
+    final, start = (load_file(path / "model.safetensors") for path in (run_dir / "final", tiny_checkpoint))
+    assert {name: tensor.shape for name, tensor in final.items()} == {
+        name: tensor.shape for name, tensor in start.items()
+    }
+    assert any(not torch.equal(final[name], start[name]) for name in start)
