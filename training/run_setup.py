@@ -85,6 +85,34 @@ def resume_checkpoint(config: TrainConfig) -> Path | None:
     return path
 
 
+class LauncherError(ValueError):
+    """The launcher's config asks for what this trainer cannot do."""
+
+
+def check_launcher() -> None:
+    """Refuse, before anything starts, what would end a run without weights or with wrong ones.
+
+    Raises:
+        LauncherError: DeepSpeed (ZeRO-3 keeps empty parameters, which would be sent to the server as they
+            are), FSDP 1 (its flat parameters cannot be sent one by one), or sharded state dicts (of which
+            transformers makes no `final/`).
+    """
+    if parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"):
+        raise LauncherError(
+            "distributed_type: DEEPSPEED is not supported, its sharded weights do not reach the server; "
+            "shard with FSDP2, as configs/accelerate/fsdp2_6gpu.yaml does"
+        )
+    if not launched_with_fsdp():
+        return
+    if (version := os.environ.get("FSDP_VERSION", "1")) != "2":
+        raise LauncherError(f"fsdp_config.fsdp_version is {version}; set it to 2")
+    if (kind := os.environ.get("FSDP_STATE_DICT_TYPE", "SHARDED_STATE_DICT")) != "FULL_STATE_DICT":
+        raise LauncherError(
+            f"fsdp_config.fsdp_state_dict_type is {kind}; set it to FULL_STATE_DICT, or the run would end "
+            "without a model that can be loaded"
+        )
+
+
 def launched_with_fsdp() -> bool:
     """Whether `accelerate launch` was given a config with `distributed_type: FSDP`."""
     return parse_flag_from_env("ACCELERATE_USE_FSDP")

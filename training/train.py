@@ -38,6 +38,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     `checkpoint` (the last complete one), and with `[eval]` `reward_before`, `reward_after`, `n_eval`.
 
     Raises:
+        LauncherError: the launcher's config asks for what cannot be done.
         VLLMServerError: the server did not start or died; the message has the end of its log.
         ParityError: server and trainer disagree after the first sync.
         RolloutProcessDied: episodes cannot be made; the message has the last error.
@@ -55,6 +56,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     from training.run_setup import (
         PID_FILE,
         PhaseClock,
+        check_launcher,
         prepare_directory,
         prepare_reporting,
         quiet,
@@ -72,6 +74,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     stop.install()
     clock = PhaseClock()
     run_dir = config.run.directory
+    check_launcher()
     resume = resume_checkpoint(config)
     state = rollout_state(resume)
     prepare_reporting(config)

@@ -24,7 +24,13 @@ from tests.training.scripted_run import scripted_run
 from tests.training.test_rollout_worker import RENDERER, half_good
 from training.callbacks import CheckpointCallback, StopSignal, complete_checkpoints, progress_line
 from training.config import TrainConfig
-from training.run_setup import ResumeError, prepare_reporting, resume_checkpoint, trainer_arguments
+from training.run_setup import (
+    LauncherError,
+    ResumeError,
+    prepare_reporting,
+    resume_checkpoint,
+    trainer_arguments,
+)
 from training.server import VLLMServerError
 from training.train import train
 
@@ -281,6 +287,31 @@ def test_resuming_asks_for_a_complete_checkpoint(make_config, tmp_path):
     with pytest.raises(ResumeError, match="is no complete checkpoint"):
         resume_checkpoint(make_config(checkpoint={"resume": str(tmp_path)}))
     assert resume_checkpoint(make_config()) is None
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, "DEEPSPEED is not supported.* FSDP2"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "1"}, "fsdp_version is 1; set it to 2"),
+        (
+            {
+                "ACCELERATE_USE_FSDP": "true",
+                "FSDP_VERSION": "2",
+                "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+            },
+            "fsdp_state_dict_type is SHARDED_STATE_DICT; set it to FULL_STATE_DICT",
+        ),
+    ],
+    ids=["deepspeed", "fsdp 1", "sharded state dict"],
+)
+def test_launchers_that_would_lose_the_weights_are_refused(make_config, monkeypatch, environment, message):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    config = make_config()
+    with pytest.raises(LauncherError, match=message):
+        train(config)
+    assert not config.run.directory.exists()
 
 
 @pytest.mark.parametrize("sharded", [False, True])
