@@ -16,22 +16,22 @@ returned; a root-to-leaf path (a *branch*) is one conversation, and becomes one 
 Credit (`credit`): `"root"` trains the root conversation alone; `"episode"` trains the sub-LLM conversations
 too, with the advantage of their episode, since root and sub-LLMs are one policy.
 
-Weighting (`weighting`). TRL's loss of a micro-batch is `-(1/N) * sum_t min(r_t A_t, clip(r_t) A_t)` over its
-`N` trained tokens, `r_t` the importance ratio. The term is positively homogeneous in `A_t`: with `w > 0`,
-`min(r w A, clip(r) w A) = w min(r A, clip(r) A)`. So a weight on a token's loss can ride on its advantage,
-and it is exact, clipping included.
+Weighting (`weighting`). The loss of a step is `-(1/N) * sum_t min(r_t A_t, clip(r_t) A_t)` over its `N`
+trained tokens, those of all its micro-batches (see `training.trl_seams`), `r_t` the importance ratio. The
+term is positively homogeneous in `A_t`: with `w > 0`, `min(r w A, clip(r) w A) = w min(r A, clip(r) A)`. So a
+weight on a token's loss can ride on its advantage, and it is exact, clipping included.
 
 - `"token"`: `A_t = A`, the episode's advantage. Every token counts the same, so an episode weighs in
   proportion to its trained tokens, and one with many sub-calls outweighs the others.
 - `"episode"`: `A_t = A * R / E`, with `E` the trained tokens of that episode over all of its rows and `R` one
   number for the whole run. An episode's weights then sum to `sum_t |A_t| / N = |A| R / N`, whatever it
-  sampled: equal for all episodes of a micro-batch. (The rows of an episode may fall into several
-  micro-batches; then `1/N` is that of each, which is TRL's own normalisation.) `R` scales all gradients
-  alike, which Adam does not see but gradient clipping does, so it is the mean `E` of the first trained group.
+  sampled: equal for all episodes of a step. (The rows of an episode may fall into two steps; then `1/N` is
+  that of each.) `R` scales all gradients alike, which Adam does not see but gradient clipping does, so it is
+  the mean `E` of the first trained group.
 
 By hand. Episode a has a root conversation with 3 sampled tokens and two sub-LLM conversations with 2 and 1;
 episode b has a root conversation with 2. Rewards 1 and 0, so the advantages are 1/2 and -1/2; credit
-"episode", all four rows in one micro-batch: N = 8.
+"episode", all four rows in one step: N = 8.
     token:    a weighs 6 * 1/2 / 8 = 3/8, b weighs 2 * 1/2 / 8 = 1/8: a pulls three times as hard.
     episode:  R = (6 + 2) / 2 = 4. Tokens of a get 1/2 * 4/6 = 1/3, those of b -1/2 * 4/2 = -1.
               a weighs 6 * 1/3 / 8 = 1/4, b weighs 2 * 1 / 8 = 1/4.

@@ -13,6 +13,9 @@ What `PolicyTrainer` changes, and why:
 - **no look-ahead**: accelerate's dispatcher fetches micro-batch n + 1 before it hands out n. With a live
   queue that is a deadlock for a worker that emits one batch per policy version, and it makes every batch one
   version staler than TRL counts, so that `max_staleness = 0` would not be on-policy.
+- **one token count a step**: TRL divides each micro-batch's loss by that micro-batch's tokens. With gradient
+  accumulation a token's weight would then depend on the others in its micro-batch, and the gradient on how a
+  step is cut. Here every micro-batch is divided by the tokens of the whole step.
 - **whole log-probabilities under FSDP2**: TRL's fused head computes them inside the model's forward, and the
   policy that accelerate makes of `bf16` casts whatever that returns to bfloat16, off by up to 0.03 nats at a
   log-probability of -8; it also sums gradients over the ranks in bfloat16. Here both stay in float32.
@@ -98,7 +101,7 @@ SEAMS: dict[str, tuple[str, ...]] = {
     ),
     "trl.experimental.async_grpo.async_rollout_worker": ("RolloutSample",),
     "trl.trainer.utils": ("add_fused_lm_head",),
-    "transformers": ("Trainer.create_accelerator_and_postprocess",),
+    "transformers": ("Trainer.create_accelerator_and_postprocess", "Trainer.get_batch_samples"),
     "accelerate.utils.operations": ("get_data_structure", "initialize_tensors", "slice_tensors"),
 }
 """Module -> the names that this file leans on."""
@@ -109,6 +112,11 @@ SOURCE_SEAMS: dict[str, tuple[str, ...]] = {
         "get_peak_flops_per_device(self.accelerator, dtype)",
         "attn_implementation=TREE_ATTENTION",
         "self.weight_transfer = weight_transfer",
+    ),
+    "AsyncGRPOTrainer.compute_loss": (
+        'inputs["global_n_tokens"][0]',
+        "loss / tokens_per_rank",
+        "loss / self.current_gradient_accumulation_steps",
     ),
     "AsyncGRPOTrainer._sync_weight_merged": (
         "self.weight_transfer.pause()",
@@ -300,6 +308,18 @@ class PolicyTrainer(AsyncGRPOTrainer):
     def get_train_dataloader(self) -> Any:
         prepared: Any = super().get_train_dataloader()
         return OnDemandLoader(prepared.base_dataloader, self.accelerator)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list, torch.Tensor | int | None]:
+        """The micro-batches of one step. Each has the mean of their token counts for its own: TRL divides by
+        that and by their number, which makes it the step's count."""
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if batches:
+            mean = torch.stack([batch["global_n_tokens"] for batch in batches]).mean(0)
+            for batch in batches:
+                batch["global_n_tokens"] = mean
+        return batches, items
 
     def push_weights(self) -> None:
         """Send the weights as they are now, without a new policy version. Called by every rank."""

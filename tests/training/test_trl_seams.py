@@ -189,6 +189,17 @@ def test_what_ends_the_rows_ends_every_rank_at_the_same_step(checkpoint, tmp_pat
     assert second["text"].startswith(other_rank[1])
 
 
+@pytest.mark.parametrize("rows_per_batch", [2, 1])
+def test_a_step_does_not_depend_on_its_cut_into_micro_batches(checkpoint, tmp_path, rows_per_batch):
+    """Rows of 5 and 14 sampled tokens: means of micro-batches are not the step's mean."""
+    whole = ddp_steps.run(str(checkpoint), str(tmp_path), 4)
+    accumulation = {"gradient_accumulation_steps": 4 // rows_per_batch}
+    cut = ddp_steps.run(str(checkpoint), str(tmp_path), rows_per_batch, args=accumulation)
+    for a, b in zip(whole, cut, strict=True):
+        for key in ("loss", "grad_norm"):
+            assert b[key] == pytest.approx(a[key], rel=1e-4, abs=1e-5), key
+
+
 @pytest.mark.timeout(600)
 def test_two_processes_take_the_steps_of_one(checkpoint, tmp_path):
     """Rows are dealt out to the ranks and nothing is fetched ahead; losses and gradients are those of one
