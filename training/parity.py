@@ -246,19 +246,36 @@ def scrambled_weights(model: "torch.nn.Module") -> Iterator[None]:
 
     import torch
 
+    reshard(model)
+    # The shards themselves, which the optimizer updates. A forward leaves some of FSDP2's modules with
+    # gathered copies for parameters: rolled back there, the shards would stay rolled and the copies be lost.
+    shards = [
+        parameter.to_local() if hasattr(parameter, "to_local") else parameter.data
+        for parameter in model.parameters()  # a tied tensor comes once
+        if parameter.requires_grad
+    ]
+
     @torch.no_grad()
     def roll(shift: int) -> None:
-        for parameter in model.parameters():  # a tied tensor comes once
-            if parameter.requires_grad:
-                local = parameter.to_local() if hasattr(parameter, "to_local") else parameter.data
-                if local.numel():
-                    local.copy_(local.roll(shift, 0))
+        for shard in shards:
+            if shard.numel():
+                shard.copy_(shard.roll(shift, 0))
 
     roll(1)
     try:
         yield
     finally:
+        reshard(model)
         roll(-1)
+
+
+def reshard(model: "torch.nn.Module") -> None:
+    """Drop what FSDP2 has gathered: it is gathered again, from the shards as they are, when it is needed."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def check_parity(

@@ -36,6 +36,9 @@ def test_sharded_ranks_take_the_steps_of_one_process(tmp_path, tied):
     transfer = KeptWeights()
     alone = ddp_steps.run(str(checkpoint), str(tmp_path / "alone"), 4, transfer=transfer)
     assert [one["sharded"] for one in told] == [True, True]
+    # The parity check scrambles the weights and has to leave them as they were, bit by bit.
+    assert min(one["scrambled"] for one in told) > 0.1
+    assert [one["restored"] for one in told] == [True, True]
     assert [one["processes"] for one in told[0]["logs"]] == [2, 2, 2]
     for a, b in zip(alone, told[0]["logs"], strict=True):
         for key in ("loss", "grad_norm", "ratio"):
@@ -54,6 +57,7 @@ def test_half_precision_leaves_log_probabilities_and_sums_of_gradients_whole(tmp
     alone = ddp_steps.run(str(checkpoint), str(tmp_path / "alone"), 4)
     for one in told:
         assert one["sharded"]
+        assert one["restored"]
         assert one["dtypes"] == ["torch.float32"]
         assert max(one["rounded"]) < 0.7
     assert {tensor.dtype for tensor in sent.values()} == {torch.float32}
