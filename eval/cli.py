@@ -6,6 +6,7 @@ import asyncio
 import json
 import signal
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -105,25 +106,22 @@ def rows_of(config: EvalConfig) -> list[Row]:
     rows = read_rows(config.results_dir / EPISODES_FILE)
     if not rows:
         raise RunError(f"{config.results_dir} holds no rows: run the evaluation first, without --report-only")
-    cells = {(cell.suite, cell.setting, cell.mode, cell.model) for cell in expand(config)}
+    cells = {cell.key for cell in expand(config)}
     return [row for row in rows if key_of(row)[:4] in cells]
 
 
 def unfinished(config: EvalConfig, rows: Sequence[Row]) -> list[str]:
     """A line for each cell that has not the rows that its `num_tasks` asks for; a cell of all tasks of its
     suite, which would have to be loaded to be counted, only if it has no row at all."""
+    counts = Counter(key_of(row)[:4] for row in rows)
     lines = []
     for cell in expand(config):
-        there = len(_rows_of_cell(cell, rows))
+        there = counts[cell.key]
         if cell.num_tasks is not None and there < (wanted := cell.num_tasks * cell.rollouts):
             lines.append(f"{cell.id}: {there} of {wanted} episodes")
         elif not there:
             lines.append(f"{cell.id}: no episode")
     return lines
-
-
-def _rows_of_cell(cell: Cell, rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if key_of(row)[:4] == (cell.suite, cell.setting, cell.mode, cell.model)]
 
 
 def write_report(config: EvalConfig, rows: Sequence[Row]) -> Summary:
@@ -159,7 +157,7 @@ def describe(config: EvalConfig) -> str:
     lines = [f"results: {config.results_dir}", ""]
     total, likely, most, unlimited = 0, 0, 0, False
     for cell in expand(config):
-        own = _rows_of_cell(cell, rows)
+        own = [row for row in rows if key_of(row)[:4] == cell.key]
         done = sum(row["outcome"] in KEPT for row in own) if config.resume else 0
         episodes = max(0, _episodes(cell) - done)
         calls = calls_of(cell, episodes, per_episode=_calls_per_episode(config, cell, own))

@@ -55,9 +55,14 @@ class Cell:
     published: str | None
 
     @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What its rows have in common: the head of their `eval.rows.key_of`."""
+        return (self.suite, self.setting, self.mode, self.model)
+
+    @property
     def id(self) -> str:
         """Folder name: `<suite>__<setting>__<mode>__<model>`."""
-        return "__".join((self.suite, self.setting, self.mode, self.model)).replace("/", "-")
+        return "__".join(self.key).replace("/", "-")
 
     @property
     def fingerprint(self) -> Table:

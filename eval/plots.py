@@ -327,7 +327,7 @@ def draw_all(
                 for suite in suites if len(suites) > 1 else [None]:
                     own = of_model if suite is None else where(of_model, suite=suite)
                     parts = {"Suite": suite, "Model": model if len(models) > 1 else None}
-                    told = {kind: name for kind, name in parts.items() if name is not None}
+                    told = {kind: value for kind, value in parts.items() if value is not None}
                     name = "__".join([plot.name, *told.values()])
                     try:
                         figure = plot.draw(main_rows(own) if plot in GENERAL else own, stats)
@@ -335,6 +335,6 @@ def draw_all(
                         skipped[name] = str(reason)
                         continue
                     figure.savefig(directory / f"{name}.png", dpi=dpi)
-                    caption = [plot.caption, *(f"{kind}: {name}." for kind, name in told.items())]
+                    caption = [plot.caption, *(f"{kind}: {value}." for kind, value in told.items())]
                     drawn[f"{name}.png"] = " ".join(caption)
     return drawn, skipped

@@ -128,7 +128,7 @@ class Plan:
         self._slots = [Slot(opened, *item) for item in missing]
 
     def _has(self, cell: Cell, task_id: str, task: vf.Task, rollout: int) -> bool:
-        key = (cell.suite, cell.setting, cell.mode, cell.model, task_id, rollout)
+        key = (*cell.key, task_id, rollout)
         row = self._kept.get(key)
         if row is None:
             return False
@@ -217,7 +217,7 @@ async def _run_cells(config: EvalConfig, cells: Sequence[Cell], kept: dict[Key, 
             await _run_model(config, label, cells, kept, slots, writer)
     finally:
         progress.close()
-    wanted = {(cell.suite, cell.setting, cell.mode, cell.model) for cell in cells}
+    wanted = {cell.key for cell in cells}
     return [row for row in read_rows(config.results_dir / EPISODES_FILE) if key_of(row)[:4] in wanted]
 
 
